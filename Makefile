@@ -1,0 +1,72 @@
+# Every target does all it needs, on a machine with git, make and Python 3.10 or newer: tools/setup.sh
+# makes .venv and finds a compiler. Stamp files in .venv record what is done, so a second call is quick.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+# cmake, ninja and clang-format come from .venv; tests call them by name.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+PYTHON_FILES := python tests bench examples tools
+CPP_FILES = $(shell find cpp python/bindings tests/native bench \( -name "*.cpp" -o -name "*.h" \) 2>/dev/null)
+# Folders too: their time changes when a file is removed.
+PACKAGE_FILES := $(shell find cpp python -name __pycache__ -prune -o -name '*.sw?' -o -print)
+
+# Extra arguments: make test ARGS="-k accuracy", make bench ARGS=...
+ARGS ?=
+
+# One pip at a time in .venv.
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-long bench lint format clean
+
+help:
+	@echo 'make demo       train on a real image with the native loss and write a picture'
+	@echo 'make test       run the tests          (ARGS="-k word" chooses)'
+	@echo 'make test-long  run the long tests'
+	@echo 'make bench      measure against other systems'
+	@echo 'make lint       clang-format, ruff, mypy'
+	@echo 'make format     rewrite the sources as lint wants them'
+	@echo 'make clean      remove everything that make made'
+
+demo: $(VENV)/.demo $(VENV)/.package
+	$(PY) examples/demo_coins.py $(ARGS)
+
+test: $(VENV)/.test $(VENV)/.package
+	$(PY) -m pytest $(ARGS)
+
+test-long: $(VENV)/.test $(VENV)/.package $(VENV)/.cross
+	$(PY) -m pytest -m long $(ARGS)
+
+bench: $(VENV)/.bench $(VENV)/.package
+	$(PY) -m bench $(ARGS)
+
+lint: $(VENV)/.lint
+	clang-format --dry-run --Werror $(CPP_FILES)
+	$(PY) -m ruff check $(wildcard $(PYTHON_FILES))
+	$(PY) -m ruff format --check $(wildcard $(PYTHON_FILES))
+	$(PY) -m mypy
+
+format: $(VENV)/.lint
+	clang-format -i $(CPP_FILES)
+	$(PY) -m ruff check --fix $(wildcard $(PYTHON_FILES))
+	$(PY) -m ruff format $(wildcard $(PYTHON_FILES))
+
+clean:
+	rm -rf $(VENV) build dist demo_coins.png .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find $(wildcard $(PYTHON_FILES)) -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.venv: tools/setup.sh
+	sh tools/setup.sh
+	@touch $@
+
+$(VENV)/.cross: $(VENV)/.venv
+	sh tools/setup.sh cross
+	@touch $@
+
+$(VENV)/.build $(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.lint: $(VENV)/.%: $(VENV)/.venv pyproject.toml
+	$(PY) -m pip install --quiet --group $*
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.build CMakeLists.txt README.md $(PACKAGE_FILES)
+	$(PY) -m pip install --quiet --no-build-isolation -C build-dir='build/{wheel_tag}' .
+	@touch $@

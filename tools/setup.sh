@@ -1,0 +1,104 @@
+#!/bin/sh
+# Makes .venv, and first what a bare Debian or Ubuntu machine lacks for it: a C++ compiler, Python's
+# headers, Python's venv. They are installed with apt as root or with a sudo that asks no password;
+# otherwise one message names the packages. PYTHON and CXX choose the programs.
+#
+#   tools/setup.sh          .venv and what it needs
+#   tools/setup.sh cross    the aarch64 compiler and the emulator of the NEON test; a warning if not to be had
+set -eu
+cd "$(dirname "$0")/.."
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+
+find_python() {
+  for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python3.10}; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+}
+
+compiles() {
+  printf '#include <thread>\nint main() {}\n' | "$@" -std=c++14 -fsyntax-only -x c++ - >/dev/null 2>&1
+}
+
+# The names that CMake tries. CXX may carry arguments, hence unquoted.
+has_compiler() {
+  if [ -n "${CXX:-}" ]; then
+    compiles $CXX
+  else
+    compiles c++ || compiles g++ || compiles clang++
+  fi
+}
+
+# Debian's packages that would bring what is missing.
+missing() {
+  has_compiler || echo g++
+  "$python" -c 'import ensurepip, venv' 2>/dev/null || echo "python$version-venv"
+  "$python" - <<'PROBE' || echo "python$version-dev"
+import os, sys, sysconfig
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))
+PROBE
+}
+
+missing_cross() {
+  command -v aarch64-linux-gnu-g++ >/dev/null || echo g++-aarch64-linux-gnu
+  command -v qemu-aarch64 >/dev/null || command -v qemu-aarch64-static >/dev/null || echo qemu-user
+}
+
+# Installs the packages named, or says which they are and fails.
+apt_install() {
+  if [ "$(id -u)" = 0 ]; then
+    sudo=
+  elif sudo -n true 2>/dev/null; then
+    sudo="sudo -n"
+  else
+    sudo=no
+  fi
+  if [ "$sudo" = no ] || ! command -v apt-get >/dev/null; then
+    say "missing on this machine. Install these packages, then call make again:"
+    say "    sudo apt-get install $*"
+    return 1
+  fi
+  say "installing $*"
+  apt="$sudo env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=600"
+  # A broken third-party source must not stop an install from the others.
+  $apt update >/dev/null 2>&1 || true
+  $apt install --no-install-recommends "$@" >&2
+}
+
+if [ "${1:-}" = cross ]; then
+  packages=$(missing_cross)
+  # shellcheck disable=SC2086  # one word per package
+  [ -z "$packages" ] || apt_install $packages || say "going on without them: the NEON test will be skipped"
+  exit 0
+fi
+
+python=$(find_python)
+if [ -z "$python" ]; then
+  say "no Python 3.10 or newer found${PYTHON:+ at PYTHON=$PYTHON}"
+  exit 1
+fi
+version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+
+packages=$(missing)
+if [ -n "$packages" ]; then
+  # shellcheck disable=SC2086  # one word per package
+  apt_install $packages
+  packages=$(missing)
+  if [ -n "$packages" ]; then
+    # A Python or a CXX from elsewhere is not completed by Debian's packages.
+    say "still missing for $(command -v "$python")${CXX:+ and CXX=$CXX}, after installing:" $packages
+    exit 1
+  fi
+fi
+
+# A .venv whose Python was removed or upgraded away is made anew.
+if [ -e .venv ] && ! .venv/bin/python -c '' 2>/dev/null; then
+  rm -rf .venv
+fi
+say "making .venv with $("$python" --version)"
+"$python" -m venv .venv
+# Dependency groups came with pip 25.1.
+.venv/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
