@@ -1,0 +1,537 @@
+// The C++ API: checks the arguments, cuts the elements into runs for the threads, stages what is not
+// contiguous, and adds the block sums.
+#include "sigmoid_ce/cpu.h"
+
+#include <unistd.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
+
+#include "cpu/dispatch.h"
+#include "cpu/float_environment.h"
+#include "cpu/kernel.h"
+#include "cpu/parallel.h"
+#include "cpu/view.h"
+#include "math/block_sum.h"
+#include "math/semantics.h"
+
+namespace sigmoid_ce {
+namespace cpu {
+namespace {
+
+using math::kBlock;
+
+// Below this many elements a second thread costs more than it saves.
+constexpr std::int64_t kSerial = 1 << 15;
+// Blocks that a thread takes at a time: enough to amortise the taking, few enough to share the end evenly.
+constexpr std::int64_t kBlocksPerRun = 16;
+constexpr std::int64_t kCacheLine = 64;
+
+std::int64_t size_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+    case DType::kInt32:
+      return 4;
+    case DType::kFloat64:
+    case DType::kInt64:
+      return 8;
+    default:
+      return 1;
+  }
+}
+
+Status invalid(const char* argument, const char* message) {
+  return Status(Code::kInvalidArgument, argument, message);
+}
+
+// The size of the last-level cache, where the system tells; else a common one.
+std::int64_t cache_size() {
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+  static const long size = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  if (size > 0) return size;
+#endif
+  return 32 << 20;
+}
+
+// One call, and what its threads share.
+struct Job {
+  Kernel kernel = nullptr;
+  CountKernel count_kernel = nullptr;  // instead of `kernel`
+  Run run = Run();                     // all but the pointers of a run
+
+  const View* scores = nullptr;
+  const View* targets = nullptr;
+  const View* pos_weight = nullptr;  // one double per element, by strides; null: uniform or off
+  const View* weight = nullptr;      // null: uniform or off
+  const View* out = nullptr;
+  DType dtype = DType::kFloat32;  // of the scores
+  DType weight_dtype = DType::kFloat32;
+  bool stage_scores = false, stage_targets = false, stage_weight = false;
+  bool stage_out = false;   // through a buffer, then scattered
+  bool stream_out = false;  // through a buffer, then written past the caches
+
+  std::int64_t first = 0, count = 0;
+  std::int64_t run_length = 0;
+  char* staging = nullptr;  // kStaging bytes for each thread that comes
+  std::atomic<int> staging_taken{0};
+  std::atomic<std::int64_t> next{0};
+
+  std::mutex mutex;
+  Partial partial;
+  std::int64_t ignored = 0;
+
+  bool buffered_out() const { return stage_out || stream_out; }
+};
+
+// Buffers of one thread: scores, targets, pos_weight, weight, out.
+constexpr std::int64_t kBuffer = kBlock * 8;
+constexpr std::int64_t kStaging = 5 * kBuffer;
+
+template <class T>
+void gather_weight(const Job& job, std::int64_t index, std::int64_t n, T* out) {
+  switch (job.weight_dtype) {
+    case DType::kBool: {
+      job.weight->gather<std::uint8_t>(index, n, out);
+      for (std::int64_t i = 0; i < n; ++i) out[i] = out[i] != 0;
+      break;
+    }
+    case DType::kUint8:
+      job.weight->gather<std::uint8_t>(index, n, out);
+      break;
+    case DType::kInt8:
+      job.weight->gather<std::int8_t>(index, n, out);
+      break;
+    default:
+      job.weight->gather<T>(index, n, out);
+      break;
+  }
+}
+
+void gather_bytes(const View& view, std::int64_t index, std::int64_t n, char* out) {
+  switch (view.itemsize()) {
+    case 1:
+      view.gather<std::uint8_t>(index, n, reinterpret_cast<std::uint8_t*>(out));
+      break;
+    case 4:
+      view.gather<std::uint32_t>(index, n, reinterpret_cast<std::uint32_t*>(out));
+      break;
+    default:
+      view.gather<std::uint64_t>(index, n, reinterpret_cast<std::uint64_t*>(out));
+      break;
+  }
+}
+
+void scatter_bytes(const View& view, std::int64_t index, std::int64_t n, const char* values) {
+  if (view.itemsize() == 4) {
+    view.scatter(index, n, reinterpret_cast<const std::uint32_t*>(values));
+  } else {
+    view.scatter(index, n, reinterpret_cast<const std::uint64_t*>(values));
+  }
+}
+
+// Writes past the caches are per cache line, and a kernel's are only when `out` is aligned to one.
+#if defined(__x86_64__)
+constexpr bool kStreams = true;
+void stream_copy(void* out, const char* values, std::int64_t bytes) {
+  char* p = static_cast<char*>(out);
+  std::int64_t head = -reinterpret_cast<std::intptr_t>(p) & (kCacheLine - 1);
+  if (head > bytes) head = bytes;
+  std::memcpy(p, values, head);
+  std::int64_t i = head;
+  for (; i + kCacheLine <= bytes; i += kCacheLine) {
+    for (int k = 0; k < kCacheLine; k += 16) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(p + i + k),
+                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i + k)));
+    }
+  }
+  std::memcpy(p + i, values + i, bytes - i);
+}
+void stream_end() { _mm_sfence(); }
+#else
+constexpr bool kStreams = false;
+void stream_copy(void* out, const char* values, std::int64_t bytes) {
+  std::memcpy(out, values, bytes);
+}
+void stream_end() {}
+#endif
+
+template <class T>
+void run_elements(Job* job, std::int64_t index, std::int64_t n, char* staging, Run* run) {
+  T* const pos_weights = reinterpret_cast<T*>(staging + 2 * kBuffer);
+  T* const weights = reinterpret_cast<T*>(staging + 3 * kBuffer);
+  if (job->stage_scores) {
+    gather_bytes(*job->scores, index, n, staging);
+    run->scores = staging;
+  } else {
+    run->scores = job->scores->at(index);
+  }
+  if (job->stage_targets) {
+    gather_bytes(*job->targets, index, n, staging + kBuffer);
+    run->targets = staging + kBuffer;
+  } else {
+    run->targets = job->targets->at(index);
+  }
+  if (job->pos_weight != nullptr) {
+    job->pos_weight->gather<double>(index, n, pos_weights);
+    run->pos_weights = pos_weights;
+  }
+  if (job->weight != nullptr) {
+    if (job->stage_weight) {
+      gather_weight(*job, index, n, weights);
+      run->weights = weights;
+    } else {
+      run->weights = job->weight->at(index);
+    }
+  }
+  if (job->out != nullptr) {
+    run->out = job->buffered_out() ? staging + 4 * kBuffer : job->out->at(index);
+  }
+  run->n = n;
+  job->kernel(run);
+  if (job->stage_out) scatter_bytes(*job->out, index, n, staging + 4 * kBuffer);
+  if (job->stream_out) stream_copy(job->out->at(index), staging + 4 * kBuffer, n * sizeof(T));
+}
+
+// What each thread does: takes runs until there are none.
+void work(void* context) {
+  Job* job = static_cast<Job*>(context);
+  if (job->next.load(std::memory_order_relaxed) >= job->count) return;
+  const FloatEnvironment environment;
+  char* staging = nullptr;
+  if (job->staging != nullptr) {
+    staging = job->staging + kStaging * job->staging_taken.fetch_add(1, std::memory_order_relaxed);
+  }
+  Partial partial;
+  double block_sums[kBlocksPerRun];
+  Run run = job->run;
+  run.block_sums = block_sums;
+  std::int64_t ignored = 0;
+  for (;;) {
+    const std::int64_t begin = job->next.fetch_add(job->run_length, std::memory_order_relaxed);
+    if (begin >= job->count) break;
+    const std::int64_t left = job->count - begin;
+    const std::int64_t length = left < job->run_length ? left : job->run_length;
+    const std::int64_t index = job->first + begin;
+    if (job->count_kernel != nullptr) {
+      if (job->stage_targets) {
+        gather_bytes(*job->targets, index, length, staging);
+        run.targets = staging;
+      } else {
+        run.targets = job->targets->at(index);
+      }
+      run.n = length;
+      ignored += job->count_kernel(run);
+      continue;
+    }
+    if (job->dtype == DType::kFloat32) {
+      run_elements<float>(job, index, length, staging, &run);
+    } else {
+      run_elements<double>(job, index, length, staging, &run);
+    }
+    ignored += run.ignored;
+    if (job->run.block_sums == nullptr) continue;
+    for (std::int64_t b = 0; b * kBlock < length; ++b) partial.add(block_sums[b]);
+  }
+  if (job->run.stream || job->stream_out) stream_end();
+  std::lock_guard<std::mutex> lock(job->mutex);
+  job->ignored += ignored;
+  if (job->run.block_sums != nullptr) job->partial.add(partial);
+}
+
+// The arguments of a call, checked.
+struct Call {
+  const Inputs& inputs;
+  const Options& options;
+  std::int64_t first = 0, count = 0;
+  std::int64_t batch_size = 1;
+  std::int64_t itemsize = 4;
+
+  Call(const Inputs& i, const Options& o) : inputs(i), options(o) {}
+
+  Status check() {
+    const DType dtype = inputs.scores.dtype;
+    if (dtype != DType::kFloat32 && dtype != DType::kFloat64) {
+      return invalid("scores", "expected float32 or float64");
+    }
+    itemsize = size_of(dtype);
+    const DType target = inputs.targets.dtype;
+    if (target != dtype && (target < DType::kBool || target > DType::kInt64)) {
+      return invalid("targets", "expected the scores' dtype, bool, uint8, int8, int32 or int64");
+    }
+    if (inputs.ndim < 0 || inputs.ndim > kMaxDims) return invalid("shape", "expected 0 to 64 axes");
+    std::int64_t total = 1;
+    bool empty = false;
+    for (int d = 0; d < inputs.ndim; ++d) {
+      const std::int64_t n = inputs.shape[d];
+      if (n < 0) return invalid("shape", "expected lengths of 0 or more");
+      empty = empty || n == 0;
+      // A byte offset must fit 63 bits too.
+      if (n != 0 && total > INT64_MAX / 8 / n) {
+        return invalid("shape", "expected fewer than 2^60 elements");
+      }
+      if (n != 0) total *= n;
+    }
+    if (empty) total = 0;
+    if (inputs.ndim > 0) batch_size = inputs.shape[0];
+    first = inputs.first_index;
+    if (first < 0 || first > total) return invalid("first_index", "expected an index of the shape");
+    count = inputs.count < 0 ? total - first : inputs.count;
+    if (count > total - first) return invalid("count", "expected elements inside the shape");
+    if (count > 0 && inputs.scores.data == nullptr) return invalid("scores", "expected an array");
+    if (count > 0 && inputs.targets.data == nullptr) return invalid("targets", "expected an array");
+    return check_options();
+  }
+
+  Status check_options() const {
+    const Options& o = options;
+    if (o.pos_weight_count < 0 || (o.pos_weight_count > 0 && o.pos_weight == nullptr)) {
+      return invalid("pos_weight", "expected one number, or one per channel");
+    }
+    if (o.pos_weight_count > 1 && (inputs.ndim < 2 || o.pos_weight_count != inputs.shape[1])) {
+      return invalid("pos_weight", "expected one number, or one per channel (axis 1)");
+    }
+    for (std::int64_t i = 0; i < o.pos_weight_count; ++i) {
+      // !(a <= b): NaN too.
+      if (!(o.pos_weight[i] >= 0) || std::isinf(o.pos_weight[i])) {
+        return invalid("pos_weight", "expected finite values of 0 or more");
+      }
+      if (inputs.scores.dtype == DType::kFloat32 && o.pos_weight[i] > 3.4028234e38) {
+        return invalid("pos_weight", "expected values that are finite as float32");
+      }
+    }
+    if (o.weight.data != nullptr && o.weight.dtype != inputs.scores.dtype &&
+        o.weight.dtype != DType::kBool && o.weight.dtype != DType::kUint8 &&
+        o.weight.dtype != DType::kInt8) {
+      return invalid("weight", "expected the scores' dtype, bool, uint8 or int8");
+    }
+    if (o.normalization > Normalization::kNumber) {
+      return invalid("normalization", "expected one of the enumeration");
+    }
+    if (o.normalization == Normalization::kNumber && !(o.divisor > 0 && std::isfinite(o.divisor))) {
+      return invalid("normalization", "expected a finite number above 0");
+    }
+    return Status();
+  }
+};
+
+// Of contiguous arrays. Whether strided ones share an element is a hard question, which the caller's
+// array library answers better: cpu.h leaves it to the caller.
+bool overlap(const View& a, const View& b, const Call& call) {
+  if (!a.contiguous() || !b.contiguous()) return false;
+  std::uintptr_t a_low, a_high, b_low, b_high;
+  a.bounds(call.first, call.count, &a_low, &a_high);
+  b.bounds(call.first, call.count, &b_low, &b_high);
+  return a_low < b_high && b_low < a_high;
+}
+
+int target_index(const Inputs& inputs) {
+  if (inputs.targets.dtype == inputs.scores.dtype) return kTargetScores;
+  return kTargetBool + static_cast<int>(inputs.targets.dtype) - static_cast<int>(DType::kBool);
+}
+
+// The ignore_label as the kernels want it; off when no target of the type can match.
+void set_ignore_label(const Inputs& inputs, std::int64_t label, Run* run) {
+  std::int64_t low = INT64_MIN, high = INT64_MAX;
+  switch (inputs.targets.dtype) {
+    case DType::kFloat32: {
+      float l, h;
+      math::ignore_range(label, &l, &h);
+      run->ignore_low = l;
+      run->ignore_high = h;
+      break;
+    }
+    case DType::kFloat64:
+      math::ignore_range(label, &run->ignore_low, &run->ignore_high);
+      break;
+    case DType::kBool:
+      low = 0, high = 1;
+      break;
+    case DType::kUint8:
+      low = 0, high = UINT8_MAX;
+      break;
+    case DType::kInt8:
+      low = INT8_MIN, high = INT8_MAX;
+      break;
+    case DType::kInt32:
+      low = INT32_MIN, high = INT32_MAX;
+      break;
+    case DType::kInt64:
+      break;
+  }
+  run->ignore_label = label;
+  run->has_ignore_label = label >= low && label <= high;
+}
+
+Status execute(const Inputs& inputs, const Options& options, Operation operation, Partial* partial,
+               const MutableArray* out) {
+  Call call(inputs, options);
+  Status status = call.check();
+  if (!status.ok()) return status;
+  const KernelTable* table = nullptr;
+  status = find_kernels(&table);
+  if (!status.ok()) return status;
+
+  Job job;
+  job.first = call.first;
+  job.count = call.count;
+  job.dtype = inputs.scores.dtype;
+  const auto view = [&](const ConstArray& a) {
+    return View(a.data, size_of(a.dtype), inputs.shape, inputs.ndim, a.strides, call.first);
+  };
+  const View scores = view(inputs.scores);
+  const View targets = view(inputs.targets);
+  const View weight = view(options.weight);
+  const View output = view(
+      ConstArray(out ? out->data : nullptr, inputs.scores.dtype, out ? out->strides : nullptr));
+  job.scores = &scores;
+  job.targets = &targets;
+  job.stage_scores = !scores.contiguous();
+  job.stage_targets = !targets.contiguous();
+
+  if (out != nullptr && call.count > 0) {
+    if (out->data == nullptr) return invalid("out", "expected an array");
+    if (output.overlaps_itself()) return invalid("out", "expected elements that do not overlap");
+    const bool in_place = output.same_layout(scores);
+    if (!in_place && overlap(output, scores, call)) {
+      return invalid("out", "expected the scores themselves, or no overlap with them");
+    }
+    if (overlap(output, targets, call)) return invalid("out", "expected no overlap with targets");
+    if (options.weight.data != nullptr && overlap(output, weight, call)) {
+      return invalid("out", "expected no overlap with weight");
+    }
+    job.out = &output;
+    job.stage_out = !output.contiguous();
+    // Where reads and writes together exceed the cache, the written lines need not pass through it. In
+    // place they are there already.
+    if (kStreams && !job.stage_out && !in_place && 3 * call.count * call.itemsize > cache_size()) {
+      job.run.stream = reinterpret_cast<std::uintptr_t>(output.at(call.first)) % kCacheLine == 0;
+      job.stream_out = !job.run.stream;
+    }
+  }
+
+  // One value per channel, by a stride on axis 1 alone.
+  std::int64_t channel_strides[kMaxDims] = {};
+  if (options.pos_weight_count > 1) channel_strides[1] = sizeof(double);
+  const View pos_weight(options.pos_weight, sizeof(double), inputs.shape, inputs.ndim,
+                        channel_strides, 0);
+  if (options.pos_weight_count > 0) {
+    job.run.has_pos_weight = true;
+    job.run.pos_weight = options.pos_weight[0];
+    if (options.pos_weight_count > 1) job.pos_weight = &pos_weight;
+  }
+  job.run.weight = 1;
+  job.weight_dtype = options.weight.dtype;
+  bool general = job.run.has_pos_weight;
+  if (options.weight.data != nullptr && call.count > 0) {
+    general = true;
+    job.weight = &weight;
+    if (weight.uniform()) {
+      if (job.dtype == DType::kFloat32) {
+        float w;
+        gather_weight(job, call.first, 1, &w);
+        job.run.weight = w;
+      } else {
+        gather_weight(job, call.first, 1, &job.run.weight);
+      }
+      job.weight = nullptr;
+    } else {
+      job.stage_weight = !weight.contiguous() || options.weight.dtype != inputs.scores.dtype;
+    }
+  }
+  if (options.has_ignore_label) set_ignore_label(inputs, options.ignore_label, &job.run);
+  general = general || job.run.has_ignore_label;
+
+  const int scores_index = job.dtype == DType::kFloat32 ? 0 : 1;
+  const int target = target_index(inputs);
+  job.kernel = table->run[scores_index][target][operation][general];
+
+  int threads = 1;
+  if (call.count >= kSerial) {
+    status = find_threads(&threads);
+    if (!status.ok()) return status;
+  }
+  const bool staged = job.stage_scores || job.stage_targets || job.stage_weight ||
+                      job.pos_weight != nullptr || job.buffered_out();
+  const std::int64_t blocks = (call.count + kBlock - 1) / kBlock;
+  if (threads > blocks) threads = blocks > 1 ? static_cast<int>(blocks) : 1;
+  std::int64_t blocks_per_run = staged ? 1 : (blocks + 4 * threads - 1) / (4 * threads);
+  if (blocks_per_run > kBlocksPerRun || threads == 1) blocks_per_run = staged ? 1 : kBlocksPerRun;
+  job.run_length = blocks_per_run * kBlock;
+
+  struct Staging {
+    void* memory = nullptr;
+    ~Staging() { std::free(memory); }
+  } staging;
+  if (staged && call.count > 0) {
+    if (posix_memalign(&staging.memory, kCacheLine, kStaging * threads) != 0) {
+      staging.memory = nullptr;
+      return Status(Code::kOutOfMemory, "", "no memory for the staging buffers");
+    }
+    job.staging = static_cast<char*>(staging.memory);
+  }
+
+  const FloatEnvironment environment;
+  const bool gradient = operation == kBackward || operation == kForwardBackward;
+  if (gradient) {
+    std::int64_t n_valid = call.count;
+    if (job.run.has_ignore_label && options.normalization == Normalization::kValid) {
+      job.count_kernel = table->count[scores_index][target];
+      run_parallel(threads, work, &job);
+      n_valid -= job.ignored;
+      job.count_kernel = nullptr;
+      job.ignored = 0;
+      job.next.store(0);
+      job.staging_taken.store(0);
+    }
+    const double scale =
+        options.loss_weight / math::divisor(options, call.batch_size, n_valid, call.count);
+    job.run.scale = job.dtype == DType::kFloat32 ? static_cast<float>(scale) : scale;
+  }
+  double unused;
+  job.run.block_sums = partial != nullptr ? &unused : nullptr;  // each thread has its own
+  run_parallel(threads, work, &job);
+  if (partial != nullptr) {
+    *partial = job.partial;
+    partial->n_total = call.count;
+    partial->n_valid = call.count - job.ignored;
+  }
+  return Status();
+}
+
+}  // namespace
+
+Status forward(const Inputs& inputs, const Options& options, Partial* partial) {
+  return execute(inputs, options, kForward, partial, nullptr);
+}
+
+Status elementwise(const Inputs& inputs, const Options& options, const MutableArray& losses) {
+  return execute(inputs, options, kElementwise, nullptr, &losses);
+}
+
+Status backward(const Inputs& inputs, const Options& options, const MutableArray& gradient) {
+  return execute(inputs, options, kBackward, nullptr, &gradient);
+}
+
+Status forward_backward(const Inputs& inputs, const Options& options, Partial* partial,
+                        const MutableArray& gradient) {
+  return execute(inputs, options, kForwardBackward, partial, &gradient);
+}
+
+double divisor(const Inputs& inputs, const Options& options, const Partial& partial) {
+  return math::divisor(options, inputs.ndim > 0 ? inputs.shape[0] : 1, partial.n_valid,
+                       partial.n_total);
+}
+
+double loss(const Inputs& inputs, const Options& options, const Partial& partial) {
+  const FloatEnvironment environment;
+  return partial.sum() / divisor(inputs, options, partial);
+}
+
+}  // namespace cpu
+}  // namespace sigmoid_ce

@@ -1,0 +1,53 @@
+// The loss on the CPU. Formula, bounds and the guarantee of equal bits: docs/numerics.md.
+//
+//   loss = w (p t log(1 + exp(-x)) + (1 - t) log(1 + exp(x)))     score x, target t, pos_weight p, weight w
+//   for p = w = 1: max(x, 0) - x t + log1p(exp(-|x|))
+//
+// Thread-safe and fork-safe. Inputs are never written. No exception leaves these functions. Memory: one
+// fixed staging buffer per thread when an array is strided, broadcast or converted, else none.
+#ifndef SIGMOID_CE_CPU_H_
+#define SIGMOID_CE_CPU_H_
+
+#include <cstdint>
+
+#include "sigmoid_ce/options.h"
+#include "sigmoid_ce/partial.h"
+#include "sigmoid_ce/status.h"
+
+namespace sigmoid_ce {
+namespace cpu {
+
+// The sum of the losses and the counts.
+Status forward(const Inputs& inputs, const Options& options, Partial* partial);
+
+// The loss of each element: reduction "none", no divisor.
+Status elementwise(const Inputs& inputs, const Options& options, const MutableArray& losses);
+
+// d loss / d scores, times loss_weight / divisor. The output may be the scores array itself; any other
+// overlap with an input is refused where the arrays are contiguous, and not allowed where they are strided.
+Status backward(const Inputs& inputs, const Options& options, const MutableArray& gradient);
+
+// Both in one pass over memory.
+Status forward_backward(const Inputs& inputs, const Options& options, Partial* partial,
+                        const MutableArray& gradient);
+
+// The divisor max(1, d) that `options` asks for, and sum / divisor in float64.
+double divisor(const Inputs& inputs, const Options& options, const Partial& partial);
+double loss(const Inputs& inputs, const Options& options, const Partial& partial);
+
+// Instruction sets: "scalar", "avx2", "avx512", "neon". The best that the machine has is used, unless the
+// environment variable SIGMOID_CE_ISA or set_isa names another. The result's bits do not depend on it.
+// A variable that names none makes calls return an error, as does SIGMOID_CE_NUM_THREADS below.
+Status set_isa(const char* name);  // nullptr: back to the default
+const char* isa();                 // the one in use, "" when SIGMOID_CE_ISA names none
+int isa_count();                   // compiled in and supported here
+const char* isa_name(int index);   // best first
+
+// Threads: by default as many as the process may use (affinity, cgroup quota), or SIGMOID_CE_NUM_THREADS.
+Status set_num_threads(int n);  // 0: back to the default
+int num_threads();              // 0 when SIGMOID_CE_NUM_THREADS is no number
+
+}  // namespace cpu
+}  // namespace sigmoid_ce
+
+#endif  // SIGMOID_CE_CPU_H_

@@ -1,0 +1,28 @@
+// What the kernels ask of the compiler.
+#ifndef SIGMOID_CE_MATH_PLATFORM_H_
+#define SIGMOID_CE_MATH_PLATFORM_H_
+
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "sigmoid_ce: -ffast-math and -ffinite-math-only change results; compile without them"
+#endif
+
+#if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0 && __FLT_EVAL_METHOD__ != 16
+#error \
+    "sigmoid_ce: float and double must be computed in their own precision (on 32-bit x86: -mfpmath=sse)"
+#endif
+
+// Everything between the entry points of a kernel is inlined, so that no function compiled for one
+// instruction set can be picked by the linker for another.
+#define SIGMOID_CE_INLINE inline __attribute__((always_inline))
+
+// A product that must be rounded before it is added: hides it from the optimiser, since GCC fuses mul and
+// add into fma by default wherever the instruction exists, intrinsics included. Costs no instruction.
+#if defined(__x86_64__) || defined(__i386__)
+#define SIGMOID_CE_KEEP_ROUNDED(v) __asm__("" : "+x"(v))
+#elif defined(__aarch64__)
+#define SIGMOID_CE_KEEP_ROUNDED(v) __asm__("" : "+w"(v))
+#else
+#define SIGMOID_CE_KEEP_ROUNDED(v) __asm__("" : "+m"(v))
+#endif
+
+#endif  // SIGMOID_CE_MATH_PLATFORM_H_
