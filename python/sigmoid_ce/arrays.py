@@ -1,0 +1,207 @@
+"""Arrays of any library on the CPU as NumPy views without a copy, and results back in that library.
+
+`sigmoid_ce.api` comes here when an argument is not a NumPy array; shapes and dtypes are checked by
+the native code. PyTorch and JAX are used only where the caller has imported them already.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+_DLPACK_CPU = 1  # kDLCPU of DLPack's DLDeviceType
+_CHECK_BLOCK = 1 << 16  # elements that `check_values` looks at in one step
+
+
+class View(NamedTuple):
+    """A NumPy view of the caller's array, and the way back for a new array of the same kind."""
+
+    array: Array
+    restore: Callable[[Array], Any]
+
+
+def _same(array: Array) -> Array:
+    return array
+
+
+def view(value: Any, name: str) -> View:
+    """`value` as a NumPy array that shares its memory; lists and numbers become float64.
+
+    Raises TypeError for what is no array on the CPU, naming the argument `name`.
+    """
+    if isinstance(value, np.ndarray):
+        return View(value, _same)
+    if isinstance(value, np.generic):
+        return View(np.asarray(value), _same)
+    if isinstance(value, (bool, int, float)):
+        return View(np.asarray(value, dtype=np.float64), _same)
+    if isinstance(value, (list, tuple)):
+        return View(_from_list(value, name), _same)
+    # Tensors that libraries wrap (Parameter, Variable) are found by their class.
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, getattr(torch, "Tensor", ())):
+        return View(_from_torch(value, name), torch.from_numpy)
+    jax = sys.modules.get("jax")
+    if jax is not None and isinstance(value, getattr(jax, "Array", ())):
+        return View(_from_jax(value, name), jax.dlpack.from_dlpack)
+    if type(value).__module__.partition(".")[0] == "tensorflow":
+        raise TypeError(f"{name}: TensorFlow tensors are not read directly; pass {name}.numpy()")
+    if hasattr(value, "__cuda_array_interface__"):
+        raise TypeError(
+            f"{name}: device arrays are not supported by this build, got {_type(value)}; "
+            "copy it to the CPU first"
+        )
+    if hasattr(value, "__dlpack__"):
+        return _from_dlpack(value, name)
+    try:
+        buffer = memoryview(value)
+    except TypeError:
+        raise TypeError(
+            f"{name}: expected an array (NumPy, PyTorch, JAX, DLPack, buffer protocol), a list "
+            f"or a number, got {_type(value)}"
+        ) from None
+    return View(np.asarray(buffer), _same)
+
+
+def view_pair(scores: Any, targets: Any) -> tuple[Array, Array, Callable[[Array], Any]]:
+    """Views of scores and targets, and the way back to the library of the scores."""
+    x, restore = view(scores, "scores")
+    t = view(targets, "targets").array
+    if x.dtype == np.float32 and isinstance(targets, (bool, int, float, list, tuple)):
+        raise TypeError(
+            f"targets: a {type(targets).__name__} becomes float64, and scores are float32; pass "
+            "numpy.asarray(targets, dtype=numpy.float32)"
+        )
+    return x, t, restore
+
+
+def view_weight(value: Any, name: str) -> Any:
+    """A `weight` or `pos_weight` for the native code: None, a number or a NumPy array."""
+    if value is None or isinstance(value, (np.ndarray, float, int, np.generic)):
+        return value
+    return view(value, name).array
+
+
+def view_out(value: Any) -> Array | None:
+    """The NumPy view through which the native code writes into the caller's `out`."""
+    if value is None or isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, (np.generic, bool, int, float, list, tuple)):
+        raise TypeError(f"out: expected an array that can be written, got {_type(value)}")
+    jax = sys.modules.get("jax")
+    if jax is not None and isinstance(value, getattr(jax, "Array", ())):
+        raise TypeError("out: JAX arrays are immutable; leave out= away")
+    return view(value, "out").array
+
+
+def check_values(
+    scores: Array, targets: Array, weight: Array | float | None, ignore_label: int | None
+) -> None:
+    """Raises ValueError for a target outside [0, 1] that is not ignored, or a weight that is
+    negative, infinite or NaN. Takes a pass over the data and a buffer of fixed size."""
+    _check_blocks(targets, "targets", "values in [0, 1]", lambda t: _is_target(t, ignore_label))
+    if isinstance(weight, np.ndarray) and weight.dtype.kind in "fi":
+        _check_blocks(weight, "weight", "finite values >= 0", lambda w: np.isfinite(w) & (w >= 0))
+
+
+def _is_target(t: Array, ignore_label: int | None) -> Array:
+    good: Array = (t >= 0) & (t <= 1)
+    if ignore_label is not None:
+        # NaN and infinities cannot be the label, and pass through trunc without a warning.
+        good |= (np.trunc(t) if t.dtype.kind == "f" else t) == ignore_label
+    return good
+
+
+def _check_blocks(array: Array, name: str, expected: str, good: Callable[[Array], Array]) -> None:
+    if array.dtype.kind not in "fbiu":
+        return  # the native code refuses it with a better message
+    if array.dtype.kind == "b" or array.size == 0:
+        return
+    first = 0
+    with np.nditer(
+        array,
+        flags=["external_loop", "buffered", "zerosize_ok"],
+        order="C",
+        buffersize=_CHECK_BLOCK,
+    ) as blocks:
+        for step in blocks:
+            block = cast(Array, step)  # one operand: an array, not a tuple
+            fits = good(block)
+            if not fits.all():
+                where = int(np.argmin(fits))
+                index = tuple(int(i) for i in np.unravel_index(first + where, array.shape))
+                raise ValueError(
+                    f"{name}: expected {expected} with check=True, got {block[where]} "
+                    f"at index {index}"
+                )
+            first += block.size
+
+
+def _type(value: object) -> str:
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+
+
+def _from_list(value: list[Any] | tuple[Any, ...], name: str) -> Array:
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name}: expected a list that becomes a float64 array; {error}") from None
+
+
+def _from_torch(value: Any, name: str) -> Array:
+    if value.requires_grad:
+        raise TypeError(f"{name}: the tensor requires grad; pass {name}.detach()")
+    if value.device.type != "cpu":
+        raise TypeError(
+            f"{name}: device arrays are not supported by this build, got a tensor on "
+            f"{value.device}; pass {name}.cpu()"
+        )
+    try:
+        array: Array = value.numpy()
+    except (RuntimeError, TypeError) as error:  # sparse, conjugated, a dtype that NumPy lacks
+        reason = str(error).partition("\n")[0]
+        raise TypeError(
+            f"{name}: expected a dense tensor of a dtype that NumPy has, got {value.dtype}, "
+            f"{value.layout}; {reason}"
+        ) from None
+    return array
+
+
+def _from_jax(value: Any, name: str) -> Array:
+    jax = sys.modules["jax"]
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"{name}: JAX tracers have no values; call outside of jit, grad and vmap, or through "
+            "jax.pure_callback"
+        )
+    devices = value.devices()
+    if len(devices) != 1 or next(iter(devices)).platform != "cpu":
+        names = ", ".join(sorted(str(device) for device in devices))
+        raise TypeError(
+            f"{name}: device arrays are not supported by this build, got a JAX array on {names}; "
+            f"pass jax.device_put({name}, jax.devices('cpu')[0])"
+        )
+    return np.asarray(value)
+
+
+def _from_dlpack(value: Any, name: str) -> View:
+    device, number = value.__dlpack_device__()
+    if device != _DLPACK_CPU:
+        raise TypeError(
+            f"{name}: device arrays are not supported by this build, got {_type(value)} on DLPack "
+            f"device ({int(device)}, {number})"
+        )
+    try:
+        array: Array = np.from_dlpack(value)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"{name}: {_type(value)} cannot be read through DLPack; {error}") from None
+    library = sys.modules.get(type(value).__module__.partition(".")[0])
+    return View(array, getattr(library, "from_dlpack", _same))

@@ -1,0 +1,8 @@
+"""The bound native functions: as in `sigmoid_ce`, for NumPy arrays only and without `check`.
+
+Positional arguments follow the order of the signatures of `sigmoid_ce`.
+"""
+
+from sigmoid_ce._cpu import backward, elementwise, forward, forward_backward, partial
+
+__all__ = ["backward", "elementwise", "forward", "forward_backward", "partial"]
