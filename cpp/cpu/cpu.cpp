@@ -2,8 +2,6 @@
 // contiguous, and adds the block sums.
 #include "sigmoid_ce/cpu.h"
 
-#include <unistd.h>
-
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
@@ -17,6 +15,7 @@
 #include "cpu/float_environment.h"
 #include "cpu/kernel.h"
 #include "cpu/parallel.h"
+#include "cpu/system.h"
 #include "cpu/view.h"
 #include "math/block_sum.h"
 #include "math/semantics.h"
@@ -50,15 +49,6 @@ Status invalid(const char* argument, const char* message) {
   return Status(Code::kInvalidArgument, argument, message);
 }
 
-// The size of the last-level cache, where the system tells; else a common one.
-std::int64_t cache_size() {
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-  static const long size = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  if (size > 0) return size;
-#endif
-  return 32 << 20;
-}
-
 // One call, and what its threads share.
 struct Job {
   Kernel kernel = nullptr;
@@ -73,8 +63,7 @@ struct Job {
   DType dtype = DType::kFloat32;  // of the scores
   DType weight_dtype = DType::kFloat32;
   bool stage_scores = false, stage_targets = false, stage_weight = false;
-  bool stage_out = false;   // through a buffer, then scattered
-  bool stream_out = false;  // through a buffer, then written past the caches
+  bool stage_out = false;  // through a buffer, then scattered
 
   std::int64_t first = 0, count = 0;
   std::int64_t run_length = 0;
@@ -85,8 +74,6 @@ struct Job {
   std::mutex mutex;
   Partial partial;
   std::int64_t ignored = 0;
-
-  bool buffered_out() const { return stage_out || stream_out; }
 };
 
 // Buffers of one thread: scores, targets, pos_weight, weight, out.
@@ -135,29 +122,11 @@ void scatter_bytes(const View& view, std::int64_t index, std::int64_t n, const c
   }
 }
 
-// Writes past the caches are per cache line, and a kernel's are only when `out` is aligned to one.
 #if defined(__x86_64__)
 constexpr bool kStreams = true;
-void stream_copy(void* out, const char* values, std::int64_t bytes) {
-  char* p = static_cast<char*>(out);
-  std::int64_t head = -reinterpret_cast<std::intptr_t>(p) & (kCacheLine - 1);
-  if (head > bytes) head = bytes;
-  std::memcpy(p, values, head);
-  std::int64_t i = head;
-  for (; i + kCacheLine <= bytes; i += kCacheLine) {
-    for (int k = 0; k < kCacheLine; k += 16) {
-      _mm_stream_si128(reinterpret_cast<__m128i*>(p + i + k),
-                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i + k)));
-    }
-  }
-  std::memcpy(p + i, values + i, bytes - i);
-}
-void stream_end() { _mm_sfence(); }
+void stream_end() { _mm_sfence(); }  // streamed lines are visible to other threads only after it
 #else
 constexpr bool kStreams = false;
-void stream_copy(void* out, const char* values, std::int64_t bytes) {
-  std::memcpy(out, values, bytes);
-}
 void stream_end() {}
 #endif
 
@@ -190,12 +159,11 @@ void run_elements(Job* job, std::int64_t index, std::int64_t n, char* staging, R
     }
   }
   if (job->out != nullptr) {
-    run->out = job->buffered_out() ? staging + 4 * kBuffer : job->out->at(index);
+    run->out = job->stage_out ? staging + 4 * kBuffer : job->out->at(index);
   }
   run->n = n;
   job->kernel(run);
   if (job->stage_out) scatter_bytes(*job->out, index, n, staging + 4 * kBuffer);
-  if (job->stream_out) stream_copy(job->out->at(index), staging + 4 * kBuffer, n * sizeof(T));
 }
 
 // What each thread does: takes runs until there are none.
@@ -238,7 +206,7 @@ void work(void* context) {
     if (job->run.block_sums == nullptr) continue;
     for (std::int64_t b = 0; b * kBlock < length; ++b) partial.add(block_sums[b]);
   }
-  if (job->run.stream || job->stream_out) stream_end();
+  if (job->run.stream) stream_end();
   std::lock_guard<std::mutex> lock(job->mutex);
   job->ignored += ignored;
   if (job->run.block_sums != nullptr) job->partial.add(partial);
@@ -407,12 +375,11 @@ Status execute(const Inputs& inputs, const Options& options, Operation operation
     }
     job.out = &output;
     job.stage_out = !output.contiguous();
-    // Where reads and writes together exceed the cache, the written lines need not pass through it. In
-    // place they are there already.
-    if (kStreams && !job.stage_out && !in_place && 3 * call.count * call.itemsize > cache_size()) {
-      job.run.stream = reinterpret_cast<std::uintptr_t>(output.at(call.first)) % kCacheLine == 0;
-      job.stream_out = !job.run.stream;
-    }
+    // Where reads and writes together exceed the cache, written lines need not pass through it, as long
+    // as they are whole: streaming stores are aligned. In place the lines are in the cache already.
+    const std::int64_t traffic = 3 * call.count * call.itemsize;
+    const bool aligned = reinterpret_cast<std::uintptr_t>(output.at(call.first)) % kCacheLine == 0;
+    job.run.stream = kStreams && !job.stage_out && !in_place && aligned && traffic > cache_size();
   }
 
   // One value per channel, by a stride on axis 1 alone.
@@ -457,7 +424,7 @@ Status execute(const Inputs& inputs, const Options& options, Operation operation
     if (!status.ok()) return status;
   }
   const bool staged = job.stage_scores || job.stage_targets || job.stage_weight ||
-                      job.pos_weight != nullptr || job.buffered_out();
+                      job.pos_weight != nullptr || job.stage_out;
   const std::int64_t blocks = (call.count + kBlock - 1) / kBlock;
   if (threads > blocks) threads = blocks > 1 ? static_cast<int>(blocks) : 1;
   std::int64_t blocks_per_run = staged ? 1 : (blocks + 4 * threads - 1) / (4 * threads);

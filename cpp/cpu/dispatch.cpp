@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cpu/parallel.h"
+#include "cpu/system.h"
 #include "sigmoid_ce/cpu.h"
 
 namespace sigmoid_ce {

@@ -10,9 +10,6 @@ namespace cpu {
 // task has the workers: the task must do all its work with one call too.
 void run_parallel(int threads, void (*task)(void* context), void* context);
 
-// The CPUs that this process may use: affinity mask and cgroup quota, at least 1.
-int usable_cpus();
-
 }  // namespace cpu
 }  // namespace sigmoid_ce
 

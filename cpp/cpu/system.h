@@ -1,0 +1,19 @@
+// What the operating system says of the machine.
+#ifndef SIGMOID_CE_CPU_SYSTEM_H_
+#define SIGMOID_CE_CPU_SYSTEM_H_
+
+#include <cstdint>
+
+namespace sigmoid_ce {
+namespace cpu {
+
+// The CPUs that this process may use: affinity mask and cgroup quota, at least 1.
+int usable_cpus();
+
+// Bytes of the last-level cache of one CPU; a common size where it is not known.
+std::int64_t cache_size();
+
+}  // namespace cpu
+}  // namespace sigmoid_ce
+
+#endif  // SIGMOID_CE_CPU_SYSTEM_H_
