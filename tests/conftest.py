@@ -1,0 +1,54 @@
+"""Shared fixtures: the native programs, built once, and settings put back after each test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sigmoid_ce as sce
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def tool(name: str) -> str | None:
+    """A program on the PATH or beside the interpreter (where pip puts cmake)."""
+    beside = str(Path(sys.executable).parent)
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), beside]))
+
+
+def missing(what: str) -> None:
+    """Skips; but where CI=true, a test that cannot run is a failure."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{what} is missing, and CI=true allows no skip")
+    pytest.skip(f"{what} is missing")
+
+
+@pytest.fixture(scope="session")
+def native_tests() -> Path:
+    """Folder with the programs of tests/native, built by CMake; the build is kept between runs."""
+    cmake = tool("cmake")
+    if cmake is None:
+        missing("cmake")
+    assert cmake is not None
+    build = ROOT / "build" / "native-tests"
+    for command in (
+        [cmake, "-S", str(ROOT), "-B", str(build), "-DSIGMOID_CE_BUILD_TESTS=ON"],
+        [cmake, "--build", str(build), "--parallel", "2"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return build
+
+
+@pytest.fixture(autouse=True)
+def default_settings() -> Iterator[None]:
+    """A test that forces threads or an instruction set does not do so for the next one."""
+    yield
+    sce.set_num_threads(0)
+    sce.set_isa(None)

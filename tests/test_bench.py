@@ -1,0 +1,318 @@
+"""The benchmark: every row comes out, a wrong result has no time, the figures are worked out right.
+
+Nothing here depends on how long anything takes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bench.backends
+from bench import plan
+from bench.backends.base import Form
+from bench.backends.numpy_layer import NumpyLayer
+from bench.backends.ours import Ours
+from bench.data import Data, aligned_empty
+from bench.limits import Limits, LimitsUnavailable
+from bench.measure import Entry, measure_group, measure_rounds
+from bench.plan import AVX2, LIMIT, OURS, UINT8, Aim, Case, Gradient, Group, Row, Work
+from bench.report import SCHEMA, row_reports, spread
+
+_ROOT = Path(__file__).parents[1]
+_NO_LIMITS = LimitsUnavailable("not needed here")
+
+
+# ---- The command ----
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, str]:
+    """JSON, Markdown and text of a run on small arrays, with one peer."""
+    folder = tmp_path_factory.mktemp("bench")
+    command = "-m bench --max-elements 4096 --rounds 2 --threads 1 --backends NumPy".split()
+    files = ["--json", str(folder / "out.json"), "--markdown", str(folder / "out.md")]
+    done = subprocess.run(
+        [sys.executable, *command, *files], cwd=_ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((folder / "out.json").read_text())
+    return report, (folder / "out.md").read_text(), done.stdout
+
+
+def test_report_has_every_row(run: tuple[dict[str, Any], str, str]) -> None:
+    report, markdown, text = run
+    assert report["schema"] == SCHEMA
+    assert report["failures"] == []
+    both = "forward + backward"
+    expected = [
+        "forward float32 2^12",
+        "forward float32 2^12, soft targets",
+        "forward float32 2^12, uint8 targets",
+        "forward float32 2^12, avx2",
+        "forward float32 2^10",
+        f"{both} reused float32 2^12",
+        f"{both} reused float32 2^12, soft targets",
+        f"{both} reused float32 2^12, avx2",
+        f"{both} reused float32 2^10",
+        f"{both} fresh float32 2^12",
+        f"{both} fresh float32 2^10",
+        "backward reused float32 2^12",
+        "forward float64 2^12",
+        f"{both} reused float64 2^12",
+    ]
+    assert [row["name"] for row in report["rows"]] == expected
+    assert markdown.count("\n| forward") >= len(expected) - 1
+    assert "Ours against the peers and the limits" in text
+
+
+def test_entries_are_measured_or_say_why_not(run: tuple[dict[str, Any], str, str]) -> None:
+    report = run[0]
+    for group in report["groups"]:
+        for name, entry in group["entries"].items():
+            if entry["problem"]:
+                assert entry["seconds"] == []
+            else:
+                assert len(entry["seconds"]) == report["settings"]["rounds"], name
+                assert min(entry["seconds"]) > 0, name
+        assert not group["entries"]["ours"]["problem"]
+        assert not group["entries"]["NumPy"]["problem"]
+        for peer in ("PyTorch", "torch.compile", "JAX"):
+            assert group["entries"][peer]["problem"] == "left out (--backends)"
+    for row in report["rows"]:
+        if not row["problem"]:
+            assert set(row["ratios"]) >= {"NumPy"}
+            assert all(figure["median"] > 0 for figure in row["ratios"].values())
+
+
+def test_facts_of_the_machine(run: tuple[dict[str, Any], str, str]) -> None:
+    report = run[0]
+    assert report["machine"]["cpu"]
+    assert len(report["machine"]["cpus_used"]) == report["settings"]["threads"] == 1
+    assert report["ours"]["version"]
+    assert report["backends"]["NumPy"]["version"] == f"numpy {np.__version__}"
+
+
+# ---- Wrong results ----
+
+_CASE = Case(Work.BOTH, "float32", 1000, Gradient.REUSED)
+
+
+class _Spoiled(NumpyLayer):
+    """Right but for what `spoil` does to the result."""
+
+    def __init__(self, spoil: Callable[[Any], Any]) -> None:
+        super().__init__(1)
+        self._spoil = spoil
+
+    def forms(self, *arguments: Any) -> list[Form]:
+        (form,) = super().forms(*arguments)
+        return [Form(form.label, lambda: self._spoil(form.run()), form.unpack)]
+
+
+def _measured(spoil: Callable[[Any], Any]) -> Entry:
+    group = Group(_CASE, (Row(OURS),), limits=False)
+    peers = {"peer": _Spoiled(spoil)}
+    return measure_group(group, Ours(1), peers, _NO_LIMITS, rounds=1)["peer"]
+
+
+def _with_element(value: float) -> Callable[[Any], Any]:
+    def spoil(result: Any) -> Any:
+        result[1][7] = value
+        return result
+
+    return spoil
+
+
+def test_right_result_is_timed() -> None:
+    entry = _measured(lambda result: result)
+    assert entry.problem is None
+    assert len(entry.seconds) == 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda result: (result[0] * 1.0001, result[1]), "relative error 0.0001"),
+        (lambda result: (float("nan"), result[1]), "relative error nan"),
+        (lambda result: (result[0], result[1] * 1.001), "elements of the gradient are wrong"),
+        (_with_element(0.0), "1 of 1000 elements of the gradient are wrong; at 7"),
+        (_with_element(float("nan")), "1 of 1000 elements of the gradient are wrong; at 7"),
+        (lambda result: (result[0], result[1][1:]), "another shape"),
+        (lambda result: 1 / 0, "failed: ZeroDivisionError"),
+    ],
+)
+def test_wrong_result_is_not_timed(spoil: Callable[[Any], Any], message: str) -> None:
+    entry = _measured(spoil)
+    assert entry.failed
+    assert entry.problem is not None
+    assert message in entry.problem
+    assert entry.seconds == []
+
+
+def test_a_gradient_left_by_another_backend_does_not_pass() -> None:
+    class Idle(NumpyLayer):
+        def forms(self, case: Case, *arrays: np.ndarray) -> list[Form]:
+            loss = float(NumpyLayer.forms(self, case, *arrays)[0].run()[0])
+            return [Form("idle", lambda: (loss, arrays[2]), lambda result: result)]
+
+    group = Group(_CASE, (Row(OURS),), limits=False)
+    peers = {"right": NumpyLayer(1), "idle": Idle(1)}
+    entries = measure_group(group, Ours(1), peers, _NO_LIMITS, rounds=1)
+    assert entries["right"].seconds
+    assert entries["idle"].problem is not None
+    assert "1000 of 1000 elements" in entries["idle"].problem
+
+
+def test_missing_peer_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(bench.backends.PEERS, "peer", ("no_such_module", "None"))
+    missing = bench.backends.load("peer", 1)
+    assert isinstance(missing, bench.backends.Missing)
+    group = Group(_CASE, (Row(OURS),), limits=False)
+    entries = measure_group(group, Ours(1), {"peer": missing}, _NO_LIMITS, rounds=1)
+    assert (entries["peer"].problem or "").startswith("not installed")
+    assert not entries["peer"].failed
+
+
+# ---- Rounds and figures ----
+
+
+def test_rounds_alternate() -> None:
+    order = []
+
+    def entry(name: str) -> Entry:
+        def seconds(calls: int) -> float:
+            order.append(name)
+            return 1.0  # long enough: one call is a measurement, and needs no warm-up
+
+        return Entry(name, 1, time=seconds)
+
+    entries = [entry(name) for name in "abc"]
+    measure_rounds(entries, 3)
+    calibration, rounds = order[:9], order[9:]
+    assert calibration == list("aaabbbccc")
+    # The first round warms up: nothing is known about the time yet.
+    assert rounds == list("aabbcc" + "cba" + "abc")
+    assert all(len(e.seconds) == 3 for e in entries)
+
+
+def _entry(name: str, seconds: list[float]) -> Entry:
+    return Entry(name, 1000, seconds=seconds)
+
+
+def _row(row: Row, *entries: Entry, reduced: bool = False) -> dict[str, Any]:
+    group = Group(Case(Work.FORWARD, "float32", 1000), (row,), reduced=reduced)
+    read_limit = Entry("read limit", 1000, problem="not available here")
+    by_name = {entry.name: entry for entry in (read_limit, *entries)}
+    (report,) = row_reports(group, by_name)
+    return report
+
+
+def test_ratios_are_per_round() -> None:
+    # The machine became 10 times slower after the first round: both did, so the ratio stays 2.
+    report = _row(Row(OURS), _entry("ours", [1, 10, 10]), _entry("JAX", [2, 20, 20]))
+    assert report["ratios"]["JAX"] == {"median": 2, "p20": 2, "p80": 2}
+    # Ratios 4, 1, 1: their median is not the ratio 2 of the medians.
+    report = _row(Row(OURS), _entry("ours", [1, 4, 2]), _entry("JAX", [4, 4, 2]))
+    assert report["ratios"]["JAX"]["median"] == 1
+
+
+def test_fastest_peer_and_limit() -> None:
+    aims = (Aim(2.0, plan.FASTEST_PEER), Aim(3.0, "NumPy"), Aim(0.5, LIMIT), Aim(2.0, "PyTorch"))
+    report = _row(
+        Row(OURS, aims),
+        _entry("ours", [1.0]),
+        _entry("JAX", [1.5]),
+        _entry("NumPy", [3.0]),
+        _entry("read limit", [0.5]),
+    )
+    assert report["fastest_peer"] == "JAX"
+    assert report["limit"] == "read limit"
+    assert [aim["value"] for aim in report["aims"]] == [1.5, 3.0, 0.5, None]
+    assert [aim["holds"] for aim in report["aims"]] == [False, True, True, None]
+
+
+def test_reduced_sizes_are_not_judged() -> None:
+    row = Row(OURS, (Aim(2.0, "JAX"),))
+    report = _row(row, _entry("ours", [1.0]), _entry("JAX", [9.0]), reduced=True)
+    assert report["aims"][0]["value"] == 9.0
+    assert report["aims"][0]["holds"] is None
+
+
+def test_spread() -> None:
+    assert spread(np.arange(11.0)) == {"median": 5, "p20": 2, "p80": 8}
+
+
+# ---- The plan ----
+
+
+def test_reduced_plan_has_each_case_once() -> None:
+    groups = plan.reduced(plan.plan(), 2**16)
+    cases = [group.case for group in groups]
+    assert len(cases) == len(set(cases))
+    assert max(case.elements for case in cases) == 2**16
+    assert {group.case.name for group in groups if not group.reduced} == {
+        name for name in (case.name for case in cases) if "2^10" in name
+    }
+
+
+def test_chosen_rows_keep_ours() -> None:
+    (group,) = plan.chosen(plan.plan(), "uint8")
+    assert group.variants == (OURS, UINT8)
+    assert plan.chosen(plan.plan(), "no such row") == []
+
+
+def test_aims_name_what_is_measured() -> None:
+    known = {*bench.backends.PEERS, OURS.entry, plan.FASTEST_PEER, LIMIT}
+    for group in plan.plan():
+        assert OURS in group.variants
+        for row in group.rows:
+            assert {aim.other for aim in row.aims} <= known
+            assert group.limits or all(aim.other != LIMIT for aim in row.aims)
+
+
+def test_row_names() -> None:
+    case = Case(Work.BOTH, "float64", 3 * 2**20, Gradient.FRESH)
+    assert plan.row_name(case, AVX2) == "forward + backward fresh float64 3145728, avx2"
+
+
+# ---- Data and limits ----
+
+
+def test_data() -> None:
+    data = Data(Case(Work.BOTH, "float32", 2**16, Gradient.REUSED))
+    hard, soft, uint8 = (data.targets(kind) for kind in ("hard", "soft", "uint8"))
+    assert set(np.unique(hard)) == {0, 1}
+    np.testing.assert_array_equal(hard, uint8)
+    assert uint8.dtype == np.uint8
+    assert 0 <= soft.min() < 0.01 < 0.99 < soft.max() < 1
+    # Four standard errors of the mean and of the deviation at this size.
+    assert abs(float(data.scores.mean())) < 4 * 3 / 2**8
+    assert abs(float(data.scores.std()) - 3) < 4 * 3 / 2**8.5
+    assert data.reference("uint8", 2**10) is data.reference("hard", 2**10)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("words", [1, 63, 64, 1000, 2**14 + 5])
+def test_limits_read_and_write_everything(threads: int, words: int) -> None:
+    limits = Limits(sorted(os.sched_getaffinity(0))[:1] * threads)
+    generator = np.random.default_rng(words)
+    a, b = aligned_empty(words, np.float32), aligned_empty(words, np.float32)
+    for array in (a, b):
+        array.view(np.uint32)[:] = generator.integers(0, 2**32, words, np.uint32)
+    limits.check(a, b)
+    narrow = aligned_empty(4 * words, np.uint8)
+    narrow[:] = generator.integers(0, 256, 4 * words, np.uint8)
+    wide = aligned_empty(4 * words, np.float32)
+    wide.fill(1.5)
+    limits.check(wide, narrow)
+    with pytest.raises(ValueError, match="sizes in bytes differ"):
+        limits.write(wide, a, wide, 1, streaming=False)
