@@ -1,0 +1,1 @@
+"""Side by side with what else computes this loss: `python -m bench`. See bench/README.md."""
