@@ -132,8 +132,6 @@ void stream_end() {}
 
 template <class T>
 void run_elements(Job* job, std::int64_t index, std::int64_t n, char* staging, Run* run) {
-  T* const pos_weights = reinterpret_cast<T*>(staging + 2 * kBuffer);
-  T* const weights = reinterpret_cast<T*>(staging + 3 * kBuffer);
   if (job->stage_scores) {
     gather_bytes(*job->scores, index, n, staging);
     run->scores = staging;
@@ -147,11 +145,13 @@ void run_elements(Job* job, std::int64_t index, std::int64_t n, char* staging, R
     run->targets = job->targets->at(index);
   }
   if (job->pos_weight != nullptr) {
+    T* const pos_weights = reinterpret_cast<T*>(staging + 2 * kBuffer);
     job->pos_weight->gather<double>(index, n, pos_weights);
     run->pos_weights = pos_weights;
   }
   if (job->weight != nullptr) {
     if (job->stage_weight) {
+      T* const weights = reinterpret_cast<T*>(staging + 3 * kBuffer);
       gather_weight(*job, index, n, weights);
       run->weights = weights;
     } else {
