@@ -5,7 +5,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
-#include <cstring>
+#include <limits>
 #include <mutex>
 #if defined(__x86_64__)
 #include <emmintrin.h>
@@ -216,6 +216,7 @@ void work(void* context) {
 struct Call {
   const Inputs& inputs;
   const Options& options;
+  std::int64_t total = 1;  // of the whole shape
   std::int64_t first = 0, count = 0;
   std::int64_t batch_size = 1;
   std::int64_t itemsize = 4;
@@ -233,7 +234,6 @@ struct Call {
       return invalid("targets", "expected the scores' dtype, bool, uint8, int8, int32 or int64");
     }
     if (inputs.ndim < 0 || inputs.ndim > kMaxDims) return invalid("shape", "expected 0 to 64 axes");
-    std::int64_t total = 1;
     bool empty = false;
     for (int d = 0; d < inputs.ndim; ++d) {
       const std::int64_t n = inputs.shape[d];
@@ -269,7 +269,8 @@ struct Call {
       if (!(o.pos_weight[i] >= 0) || std::isinf(o.pos_weight[i])) {
         return invalid("pos_weight", "expected finite values of 0 or more");
       }
-      if (inputs.scores.dtype == DType::kFloat32 && o.pos_weight[i] > 3.4028234e38) {
+      if (inputs.scores.dtype == DType::kFloat32 &&
+          o.pos_weight[i] > std::numeric_limits<float>::max()) {
         return invalid("pos_weight", "expected values that are finite as float32");
       }
     }
@@ -419,10 +420,9 @@ Status execute(const Inputs& inputs, const Options& options, Operation operation
   job.kernel = table->run[scores_index][target][operation][general];
 
   int threads = 1;
-  if (call.count >= kSerial) {
-    status = find_threads(&threads);
-    if (!status.ok()) return status;
-  }
+  status = find_threads(&threads);
+  if (!status.ok()) return status;
+  if (call.count < kSerial) threads = 1;
   const bool staged = job.stage_scores || job.stage_targets || job.stage_weight ||
                       job.pos_weight != nullptr || job.stage_out;
   const std::int64_t blocks = (call.count + kBlock - 1) / kBlock;
@@ -457,7 +457,7 @@ Status execute(const Inputs& inputs, const Options& options, Operation operation
       job.staging_taken.store(0);
     }
     const double scale =
-        options.loss_weight / math::divisor(options, call.batch_size, n_valid, call.count);
+        options.loss_weight / math::divisor(options, call.batch_size, n_valid, call.total);
     job.run.scale = job.dtype == DType::kFloat32 ? static_cast<float>(scale) : scale;
   }
   double unused;

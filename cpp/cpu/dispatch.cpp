@@ -1,6 +1,6 @@
 #include "cpu/dispatch.h"
 
-#include <unistd.h>
+#include <pthread.h>
 
 #include <atomic>
 #include <cstdlib>
@@ -38,10 +38,17 @@ struct Tables {
   int count;
 
   Tables() : list(), count(0) {
-    const KernelTable* const all[] = {avx512_kernels(), avx2_kernels(), neon_kernels(),
-                                      scalar_kernels()};
-    for (const KernelTable* t : all) {
-      if (t != nullptr && supported(t->name)) list[count++] = t;
+    // Not even a table may be made before its CPU check: the code that fills it uses the instruction set.
+    static const struct {
+      const char* name;
+      const KernelTable* (*kernels)();
+    } all[] = {{"avx512", avx512_kernels},
+               {"avx2", avx2_kernels},
+               {"neon", neon_kernels},
+               {"scalar", scalar_kernels}};
+    for (const auto& isa : all) {
+      const KernelTable* t = supported(isa.name) ? isa.kernels() : nullptr;
+      if (t != nullptr) list[count++] = t;
     }
   }
 
@@ -77,9 +84,13 @@ int default_threads() {
   return *end == '\0' && n >= 1 && n <= kMaxThreads ? static_cast<int>(n) : 0;
 }
 
-std::atomic<int> set_threads{0};    // by set_num_threads; 0: the default
-std::atomic<int> found_threads{0};  // the default, looked up once per process
-std::atomic<long> found_by{0};      // that process: a forked worker may have another affinity
+std::atomic<int> set_threads{0};  // by set_num_threads; 0: the default
+
+// The default, looked up once per process; a forked worker may have another affinity.
+constexpr int kUnknown = -1;
+std::atomic<int> found_threads{kUnknown};
+
+void forget_threads() { found_threads.store(kUnknown, std::memory_order_relaxed); }
 
 }  // namespace
 
@@ -131,7 +142,7 @@ Status set_num_threads(int n) {
   if (n < 0 || n > kMaxThreads) {
     return Status(Code::kInvalidArgument, "n", "expected 1 to 65536 threads, or 0 for the default");
   }
-  if (n == 0) found_by.store(0, std::memory_order_relaxed);
+  if (n == 0) forget_threads();
   set_threads.store(n, std::memory_order_relaxed);
   return Status();
 }
@@ -139,12 +150,14 @@ Status set_num_threads(int n) {
 int num_threads() {
   const int n = set_threads.load(std::memory_order_relaxed);
   if (n > 0) return n;
-  const long pid = static_cast<long>(getpid());
-  if (found_by.load(std::memory_order_acquire) != pid) {
-    found_threads.store(default_threads(), std::memory_order_relaxed);
-    found_by.store(pid, std::memory_order_release);
+  int found = found_threads.load(std::memory_order_relaxed);
+  if (found == kUnknown) {
+    static const int registered = pthread_atfork(nullptr, nullptr, forget_threads);
+    static_cast<void>(registered);
+    found = default_threads();
+    found_threads.store(found, std::memory_order_relaxed);
   }
-  return found_threads.load(std::memory_order_relaxed);
+  return found;
 }
 
 }  // namespace cpu

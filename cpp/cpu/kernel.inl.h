@@ -1,5 +1,5 @@
-// The CPU loop, written once. kernel_<isa>.cpp includes it inside a target region and instantiates
-// fill_table with its Ops. Everything here is a template over Ops, so that no function compiled for one
+// The CPU loop, written once. kernel_<isa>.cpp includes it inside a target region and calls make_table
+// with its Ops. Everything here is a template over Ops, so that no function compiled for one
 // instruction set can stand in for another's.
 #ifndef SIGMOID_CE_CPU_KERNEL_INL_H_
 #define SIGMOID_CE_CPU_KERNEL_INL_H_
@@ -15,24 +15,23 @@
 namespace sigmoid_ce {
 namespace cpu {
 
+// Which integer targets are ignored. 64-bit ones are compared before they are saturated.
+template <class O, class S>
+SIGMOID_CE_INLINE typename O::M equal_label(const S* p, std::int64_t label) {
+  return O::equal(O::load_int(p), static_cast<std::int32_t>(label));
+}
+template <class O>
+SIGMOID_CE_INLINE typename O::M equal_label(const std::int64_t* p, std::int64_t label) {
+  return O::equal64(p, label);
+}
+
 // Targets of type S as lanes of O: floats are loaded, integers converted.
 template <class O, class S>
 struct TargetOps {
   static constexpr bool kFinite = true;
   static SIGMOID_CE_INLINE typename O::V load(const S* p) { return O::from_int(O::load_int(p)); }
   static SIGMOID_CE_INLINE typename O::M ignored(const S* p, const Run& run) {
-    return O::equal(O::load_int(p), static_cast<std::int32_t>(run.ignore_label));
-  }
-  static SIGMOID_CE_INLINE bool ignores_zero(const Run& run) { return run.ignore_label == 0; }
-};
-template <class O>
-struct TargetOps<O, std::int64_t> {
-  static constexpr bool kFinite = true;
-  static SIGMOID_CE_INLINE typename O::V load(const std::int64_t* p) {
-    return O::from_int(O::load_int(p));
-  }
-  static SIGMOID_CE_INLINE typename O::M ignored(const std::int64_t* p, const Run& run) {
-    return O::equal64(p, run.ignore_label);
+    return equal_label<O>(p, run.ignore_label);
   }
   static SIGMOID_CE_INLINE bool ignores_zero(const Run& run) { return run.ignore_label == 0; }
 };
@@ -179,7 +178,9 @@ struct Loop {
     alignas(64) S ts[math::kGroup];
     for (int i = 0; i < math::kGroup; ++i) {
       xs[i] = -static_cast<T>(__builtin_inff());
-      ps[i] = ws[i] = 1;
+      ps[i] = 1;
+      // A weight for all must not reach the padding either: infinity times 0 is NaN.
+      ws[i] = i < n ? static_cast<T>(run.weight) : 1;
     }
     __builtin_memset(ts, 0, sizeof ts);
     __builtin_memcpy(xs, x, n * sizeof(T));
@@ -187,7 +188,7 @@ struct Loop {
     if (p) __builtin_memcpy(ps, p, n * sizeof(T));
     if (w) __builtin_memcpy(ws, w, n * sizeof(T));
     run.stream = false;
-    group(run, xs, ts, p ? ps : nullptr, w ? ws : nullptr, outs, acc, ignored);
+    group(run, xs, ts, p ? ps : nullptr, kGeneral ? ws : nullptr, outs, acc, ignored);
     if (kOperation != kForward) __builtin_memcpy(out, outs, n * sizeof(T));
     if (kGeneral && run.has_ignore_label && Targets::ignores_zero(run))
       *ignored -= math::kGroup - n;

@@ -21,7 +21,7 @@ namespace sigmoid_ce {
 namespace cpu {
 namespace {
 
-// Inside the region, since it instantiates the kernels.
+// Inside the region, since it instantiates the kernels: not to be run before the CPU is known to fit.
 KernelTable make() { return make_table<Avx2F32, Avx2F64, 2>("avx2"); }
 
 }  // namespace

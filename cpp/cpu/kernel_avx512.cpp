@@ -26,7 +26,7 @@ namespace sigmoid_ce {
 namespace cpu {
 namespace {
 
-// Inside the region, since it instantiates the kernels.
+// Inside the region, since it instantiates the kernels: not to be run before the CPU is known to fit.
 KernelTable make() { return make_table<Avx512F32, Avx512F64, 4>("avx512"); }
 
 }  // namespace

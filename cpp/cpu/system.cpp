@@ -33,38 +33,6 @@ int quota_of(const std::string& folder) {
   return static_cast<int>((quota + period - 1) / period);
 }
 
-// The smallest limit on the way from this process's cgroup up to the root.
-int quota_cpus() {
-  std::FILE* f = std::fopen("/proc/self/cgroup", "r");
-  if (f == nullptr) return 0;
-  int least = 0;
-  char line[4096];
-  while (std::fgets(line, sizeof line, f)) {
-    // hierarchy:controllers:path
-    char* controllers = std::strchr(line, ':');
-    char* path = controllers ? std::strchr(controllers + 1, ':') : nullptr;
-    if (path == nullptr) continue;
-    *path++ = '\0';
-    ++controllers;
-    path[std::strcspn(path, "\n")] = '\0';
-    std::string root;
-    if (*controllers == '\0') {
-      root = "/sys/fs/cgroup";
-    } else if (std::strstr(controllers, "cpu") && !std::strstr(controllers, "cpuset")) {
-      root = std::string("/sys/fs/cgroup/") + controllers;
-    } else {
-      continue;
-    }
-    for (std::string p = path;; p.resize(p.rfind('/'))) {
-      const int quota = quota_of(root + p);
-      if (quota > 0 && (least == 0 || quota < least)) least = quota;
-      if (p.rfind('/') == std::string::npos) break;
-    }
-  }
-  std::fclose(f);
-  return least;
-}
-
 int affinity_cpus() {
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
@@ -93,10 +61,41 @@ std::int64_t find_cache_size() {
 
 }  // namespace
 
+int cgroup_cpus(const char* self, const char* mounted) {
+  std::FILE* f = std::fopen(self, "r");
+  if (f == nullptr) return 0;
+  int least = 0;
+  char line[4096];
+  while (std::fgets(line, sizeof line, f)) {
+    // hierarchy:controllers:path
+    char* controllers = std::strchr(line, ':');
+    char* path = controllers ? std::strchr(controllers + 1, ':') : nullptr;
+    if (path == nullptr) continue;
+    *path++ = '\0';
+    ++controllers;
+    path[std::strcspn(path, "\n")] = '\0';
+    std::string root;
+    if (*controllers == '\0') {
+      root = mounted;
+    } else if (std::strstr(controllers, "cpu") && !std::strstr(controllers, "cpuset")) {
+      root = std::string(mounted) + "/" + controllers;
+    } else {
+      continue;
+    }
+    for (std::string p = path;; p.resize(p.rfind('/'))) {
+      const int quota = quota_of(root + p);
+      if (quota > 0 && (least == 0 || quota < least)) least = quota;
+      if (p.rfind('/') == std::string::npos) break;
+    }
+  }
+  std::fclose(f);
+  return least;
+}
+
 int usable_cpus() {
   int n = affinity_cpus();
   try {
-    const int quota = quota_cpus();
+    const int quota = cgroup_cpus("/proc/self/cgroup", "/sys/fs/cgroup");
     if (quota > 0 && quota < n) n = quota;
   } catch (const std::bad_alloc&) {
     // Without the quota then.

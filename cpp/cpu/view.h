@@ -47,7 +47,6 @@ class View {
   bool uniform() const { return ndim_ == 1 && stride_[0] == 0; }
   // The element of an index; of contiguous views only.
   void* at(std::int64_t index) const { return pointer(base_ + offset(index * itemsize_)); }
-  const void* base() const { return pointer(base_); }
   std::int64_t itemsize() const { return itemsize_; }
 
   // The n elements from `index` on, converted one by one to Dst.

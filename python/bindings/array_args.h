@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/float_environment.h"
 #include "sigmoid_ce/options.h"
 #include "sigmoid_ce/status.h"
 
@@ -375,7 +376,11 @@ class CallArgs {
                               repr_text(object));
       }
       weight_number_.f64 = number;
-      if (dtype_ == DType::kFloat32) weight_number_.f32 = static_cast<float>(number);
+      if (dtype_ == DType::kFloat32) {
+        const cpu::FloatEnvironment environment;  // not by the caller's rounding mode
+        const volatile double rounded_here = number;
+        weight_number_.f32 = static_cast<float>(rounded_here);
+      }
       options.weight = ConstArray(&weight_number_, dtype_, weight_strides_);
       return;
     }
@@ -496,7 +501,13 @@ class CallArgs {
     }
     rows_before_ = first > 0 ? first / row : 0;
     set_whole();
-    if (first > 0) shape_[0] += rows_before_;
+    if (first > 0) {
+      if (rows_before_ > INT64_MAX / 8 / row - shape_[0]) {
+        throw py::value_error("first_index: expected fewer than 2^60 elements in all, got " +
+                              std::to_string(first));
+      }
+      shape_[0] += rows_before_;
+    }
     inputs.first_index = first;
   }
 

@@ -49,7 +49,8 @@ def forward(
         int8, int32, int64
         Usually in [0, 1]; other values go through the same formula.
     pos_weight : number, (C,) or (C, 1, ..., 1); finite and >= 0
-        Factor on the positive part of the loss; C values are for axis 1 of the scores.
+        Factor on the positive part of the loss; C values are for axis 1 of the scores, the channels
+        of Caffe and of (N, C, H, W). (PyTorch broadcasts (C,) along the last axis.)
     weight : number, or an array that broadcasts to scores; the dtype of scores, bool, uint8 or int8
         Factor per element. An element of weight 0 has loss and gradient 0, whatever its score.
     ignore_label : int

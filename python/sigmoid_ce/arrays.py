@@ -40,7 +40,10 @@ def view(value: Any, name: str) -> View:
     if isinstance(value, np.generic):
         return View(np.asarray(value), _same)
     if isinstance(value, (bool, int, float)):
-        return View(np.asarray(value, dtype=np.float64), _same)
+        try:
+            return View(np.asarray(value, dtype=np.float64), _same)
+        except OverflowError:
+            raise ValueError(f"{name}: expected a number that fits a float, got {value}") from None
     if isinstance(value, (list, tuple)):
         return View(_from_list(value, name), _same)
     # Tensors that libraries wrap (Parameter, Variable) are found by their class.
@@ -112,9 +115,12 @@ def check_values(
 
 def _is_target(t: Array, ignore_label: int | None) -> Array:
     good: Array = (t >= 0) & (t <= 1)
-    if ignore_label is not None:
-        # NaN and infinities cannot be the label, and pass through trunc without a warning.
-        good |= (np.trunc(t) if t.dtype.kind == "f" else t) == ignore_label
+    if ignore_label is not None and t.dtype.kind != "f":
+        good |= t == ignore_label
+    elif ignore_label is not None and float(ignore_label) == ignore_label:
+        # In float64, where the label is exact; one that is not has no float target. NaN and
+        # infinities cannot be the label, and pass through trunc without a warning.
+        good |= np.trunc(t.astype(np.float64, copy=False)) == float(ignore_label)
     return good
 
 
