@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import bench.backends
-from bench import plan
+from bench import plan, summary
 from bench.backends.base import Form
 from bench.backends.numpy_layer import NumpyLayer
 from bench.backends.ours import Ours
@@ -316,3 +316,14 @@ def test_limits_read_and_write_everything(threads: int, words: int) -> None:
     limits.check(wide, narrow)
     with pytest.raises(ValueError, match="sizes in bytes differ"):
         limits.write(wide, a, wide, 1, streaming=False)
+
+
+def test_readme_table_is_that_of_a_result() -> None:
+    root = Path(__file__).resolve().parents[1]
+    readme = (root / "README.md").read_text()
+    tables = [
+        summary.summary(json.loads(path.read_text()))
+        for path in sorted((root / "bench" / "results").glob("*.json"))
+    ]
+    assert any(summary.insert(readme, table) == readme for table in tables)
+    assert all(summary.insert(readme, table + "x") != readme for table in tables)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -135,12 +137,15 @@ def test_value_does_not_depend_on_its_place(dtype: Any, isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", ["float", "int32", "int64"])
 @dtypes
-def test_every_offset_in_memory(dtype: Any, isa: str) -> None:
+def test_every_offset_in_memory(dtype: Any, kind: str, isa: str) -> None:
     """Arrays at each of 64 byte offsets, multiples of the item size or not."""
     sce.set_isa(isa)
-    x, t = data((4500,), dtype)
+    x, t = data((4500,), dtype, kind)
+    weight = (digest.draw(digest.WEIGHTS, x.size) % 64 / 16).astype(dtype)
     wanted = results(x, t)
+    weighted = results(x, t, weight=weight, ignore_label=1)
     size = x.itemsize
 
     def moved(array: Any, offset: int) -> Any:
@@ -153,7 +158,13 @@ def test_every_offset_in_memory(dtype: Any, isa: str) -> None:
 
     for offset in range(64):
         other = (offset * 7 + 13) % 64
-        assert_same(results(moved(x, offset), moved(t, other)), wanted, f"offset {offset}")
+        scores, targets = moved(x, offset), moved(t, other)
+        assert_same(results(scores, targets), wanted, f"offset {offset}")
+        again = results(moved(x, other), moved(t, offset), weight=moved(weight, (5 * offset) % 64),
+                        ignore_label=1)  # fmt: skip
+        assert_same(again, weighted, f"targets at offset {offset}, weighted")
+        again = results(scores, targets, weight=moved(weight, offset), ignore_label=1)
+        assert_same(again, weighted, f"weights at offset {offset}")
         out = moved(np.zeros_like(x), (offset * 5) % 64 // size * size)
         sce.backward(moved(x, other), moved(t, offset), out=out)
         assert same(out, wanted[5]), f"out at offset {offset}"
@@ -284,6 +295,129 @@ def test_broadcast_targets_are_as_their_copy(dtype: Any) -> None:
     assert_same(results(x, spread), results(x, np.ascontiguousarray(spread)), "stride 0")
 
 
+# ---------------------------------------------------------------- the caller's floating-point mode
+
+# FE_TONEAREST, FE_DOWNWARD, FE_UPWARD, FE_TOWARDZERO of x86-64.
+ROUNDING = {"nearest": 0, "down": 0x400, "up": 0x800, "zero": 0xC00}
+
+
+def rounding_seen() -> tuple[bool, bool, bool]:
+    """How this thread rounds: differs for all four modes. fegetround looks only at the x87's."""
+    one, small = float("1"), float("1e-30")
+    return one + small > one, -one - small < -one, one - small < one
+
+
+def mode_cases(dtype: Any) -> list[tuple[Any, Any, dict[str, Any]]]:
+    """Enough elements for two threads; ordinary ones, and ones of subnormal results and inputs."""
+    x, t = data((50_000,), dtype)
+    edge = (88, 103) if dtype == np.float32 else (709, 745)
+    deep = np.linspace(*edge, 600).astype(dtype)
+    tiny = np.finfo(dtype).smallest_subnormal
+    x[5000:5600], t[5000:5600] = -deep, 0
+    x[9000:9600], t[9000:9600] = deep, 1
+    x[:64] = tiny * np.arange(64, dtype=dtype)
+    t[64:128] = tiny * np.arange(64, dtype=dtype)
+    x[64:128] = 0.1 * np.finfo(dtype).max
+    weight = (digest.draw(digest.WEIGHTS, x.size) % 64 / 16).astype(dtype)
+    weight[::7] = 3 * tiny
+    byte = np.asarray(digest.make_targets(x.size, "uint8", dtype))
+    # 0.1 and 0.3 are no float32: they are rounded on the way.
+    return [
+        (x, t, {}),
+        (x, t, {"weight": 0.1, "pos_weight": 0.1, "loss_weight": 0.3, "normalization": 0.7}),
+        (x, t, {"weight": weight, "normalization": "full", "loss_weight": 0.3}),
+        (x, byte, {"weight": np.array(0.1, dtype), "ignore_label": 2, "normalization": "valid"}),
+        (x, t, {"weight": float(5 * tiny), "pos_weight": float(3 * tiny)}),
+        (x, t, {"normalization": "none", "loss_weight": 1e-40}),
+    ]
+
+
+def mode_results(x: Any, t: Any, options: dict[str, Any]) -> list[Any]:
+    loss_options = {k: v for k, v in options.items() if k != "loss_weight"}
+    element_options = {k: v for k, v in loss_options.items() if k != "normalization"}
+    part = sce.partial(x, t, **element_options)
+    loss, gradient = sce.forward_backward(x, t, **options)
+    return [
+        sce.forward(x, t, **loss_options),
+        loss,
+        part.sum,
+        part.loss("full"),
+        gradient,
+        sce.backward(x, t, **options),
+        sce.elementwise(x, t, **element_options),
+    ]
+
+
+def check_mode(got: list[list[Any]], wanted: list[list[Any]], what: str) -> None:
+    names = ["forward", "loss of both", "partial.sum", "partial.loss", "gradient of both",
+             "backward", "elementwise"]  # fmt: skip
+    for k, (a, b) in enumerate(zip(got, wanted, strict=True)):
+        for name, u, v in zip(names, a, b, strict=True):
+            assert same(u, v), f"{what}, case {k}: {name}"
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="values of fesetround on x86-64")
+@dtypes
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("isa", ISAS)
+def test_rounding_mode_of_the_caller(dtype: Any, threads: int, isa: str) -> None:
+    """Not seen in the results, and left as it was."""
+    libm = ctypes.CDLL("libm.so.6")
+    sce.set_isa(isa)
+    sce.set_num_threads(threads)
+    cases = mode_cases(dtype)
+    wanted = [mode_results(*case) for case in cases]
+    seen = set()
+    before = libm.fegetround()
+    for name, mode in ROUNDING.items():
+        got, after = [], []
+        try:
+            assert libm.fesetround(mode) == 0
+            how = rounding_seen()
+            for case in cases:
+                got.append(mode_results(*case))
+                after.append((rounding_seen(), libm.fegetround()))
+        finally:
+            libm.fesetround(before)
+        seen.add(how)
+        assert after == [(how, mode)] * len(cases), f"{name} was changed"
+        check_mode(got, wanted, name)
+    assert len(seen) == 4  # the modes were in force
+
+
+@dtypes
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("isa", ISAS)
+def test_flush_to_zero_of_the_caller(dtype: Any, threads: int, isa: str) -> None:
+    """PyTorch can make a thread treat subnormal numbers as 0: ours stay, and so does the mode."""
+    try:
+        import torch
+    except ImportError:
+        missing("torch")
+    sce.set_isa(isa)
+    sce.set_num_threads(threads)
+    cases = mode_cases(dtype)
+    wanted = [mode_results(*case) for case in cases]
+    normal = np.finfo(dtype).smallest_normal
+    for values in wanted[0][-2:]:  # gradients and losses
+        assert np.count_nonzero((values != 0) & (np.abs(values) < normal)) > 300
+    half, least = float("0.5"), sys.float_info.min
+    got, after = [], []
+    if not torch.set_flush_denormal(True):
+        pytest.skip("PyTorch has no such mode on this machine")
+    try:
+        flushed = half * least
+        for case in cases:
+            got.append(mode_results(*case))
+            after.append((half * least, float(torch.tensor([least], dtype=torch.float64) * half)))
+    finally:
+        torch.set_flush_denormal(False)
+    assert flushed == 0  # the mode was in force
+    assert half * least > 0
+    assert after == [(0.0, 0.0)] * len(cases)
+    check_mode(got, wanted, "flush to zero")
+
+
 # ---------------------------------------------------------------- one digest file for all
 
 
@@ -313,6 +447,19 @@ def test_digests_from_cpp(isa: str, native_tests: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     compare(done.stdout.splitlines(), isa)
+
+
+def test_gradients_in_pieces(native_tests: Path) -> None:
+    """Chunks by first_index and count, through the C++ API: the bits of the whole call."""
+    for threads in ("1", "3"):
+        done = subprocess.run(
+            [str(native_tests / "cut")],
+            env={**os.environ, "SIGMOID_CE_NUM_THREADS": threads},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert re.fullmatch(r"[1-9]\d* cases\n", done.stdout)
 
 
 def test_digest_program_refuses_an_unknown_isa(native_tests: Path) -> None:
@@ -372,6 +519,86 @@ def test_neon_under_qemu(tmp_path: Path, flags: list[str]) -> None:
         )
 
 
+x86_64 = pytest.mark.skipif(os.uname().machine != "x86_64", reason="objects for x86_64")
+
+
+@x86_64
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("machine", "isa"), [("Haswell", "avx2"), ("Nehalem", "scalar")], ids=["Haswell", "Nehalem"]
+)
+def test_older_cpu_under_qemu(machine: str, isa: str, native_tests: Path) -> None:
+    """CPUs without AVX-512, or without AVX: nothing of it is run, the next best is chosen."""
+    (qemu,) = cross_tools("qemu-x86_64")
+    command = [qemu, "-cpu", machine, str(native_tests / "digest")]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("SIGMOID_CE_")}
+    assert run([*command, "--isa"], env=env) == f"{isa}\n"
+    compare(run(command, env=env).splitlines(), machine)
+    for absent in {"avx512", "avx2"} - {isa}:
+        done = subprocess.run(
+            command, env={**env, "SIGMOID_CE_ISA": absent}, capture_output=True, text=True
+        )
+        assert done.returncode == 3, done.stderr
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("compiler", "level"), [("g++", "-O0"), ("g++", "-O3"), ("clang++", "-O2")]
+)
+def test_compilers_and_levels(compiler: str, level: str, tmp_path: Path) -> None:
+    """No warning, and the same lines, whatever compiles the sources."""
+    sources = [*SOURCES, ROOT / "tests" / "native" / "digest.cpp"]
+    command = [find_compiler(compiler), "-std=c++14", level, "-Wall", "-Wextra", "-Werror"]
+    objects = [str(tmp_path / f"{k}.o") for k in range(len(sources))]
+
+    def build(source: Path, target: str) -> None:
+        run([*command, *INCLUDES, "-pthread", "-c", str(source), "-o", target])
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(build, sources, objects))
+    program = tmp_path / "digest"
+    run([*command, "-pthread", *objects, "-o", str(program)])
+    for isa in ISAS:
+        env = {**os.environ, "SIGMOID_CE_ISA": isa}
+        compare(run([str(program)], env=env).splitlines(), f"{compiler} {level} {isa}")
+
+
+SANITIZED = {
+    "asan": [["digest"], ["functions", "--every", "100003"], ["cut"], ["cgroup"]],
+    "tsan": [["digest"], ["cut"]],
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("preset", list(SANITIZED))
+def test_sanitizers(preset: str, tmp_path: Path) -> None:
+    """The native programs built with the sanitizers of CMakePresets.json report nothing."""
+    cmake = tool("cmake")
+    if cmake is None:
+        missing("cmake")
+    assert cmake is not None
+    run([cmake, "--preset", preset, "-DSIGMOID_CE_BUILD_TESTS=ON"], cwd=ROOT)
+    run([cmake, "--build", "--preset", preset], cwd=ROOT)
+    (tmp_path / "self").write_text("4:cpu,cpuacct:/x\n0::/a/b\n")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "cpu.max").write_text("150000 100000\n")
+    for program, *arguments in SANITIZED[preset]:
+        if program == "cgroup":
+            arguments = [str(tmp_path / "self"), str(tmp_path)]
+        done = subprocess.run(
+            [str(ROOT / "build" / preset / program), *arguments],
+            env={**os.environ, "SIGMOID_CE_NUM_THREADS": "3"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{program}: {done.stderr[-4000:]}"
+        assert done.stderr == "", program
+        if program == "digest":
+            compare(done.stdout.splitlines(), preset)
+        elif program == "cgroup":
+            assert done.stdout == "2\n"
+
+
 FUSED = re.compile(r"\b(vfn?m(?:add|sub)\w*|fml[as]|fn?m(?:add|sub))\b")
 
 
@@ -395,7 +622,7 @@ def find_compiler(name: str) -> str:
     versions = [name, *(f"{name}-{k}" for k in range(30, 10, -1))]
     found = next(filter(None, map(shutil.which, versions)), None)
     if found is None:
-        pytest.skip(f"{name} is not installed")
+        missing(name)
     assert found is not None
     return found
 
@@ -406,9 +633,6 @@ def find_objdump(name: str = "objdump") -> str:
         pytest.skip(f"{name} (binutils) is not installed")
     assert found is not None
     return found
-
-
-x86_64 = pytest.mark.skipif(os.uname().machine != "x86_64", reason="objects for x86_64")
 
 
 def check_no_contraction(compiler: str, kernel: str, flags: list[str], folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ def test_gradient_is_the_derivative(dtype: Any) -> None:
 
 
 SPECIAL: list[tuple[str, float, float, dict[str, Any], float, float]] = [
-    # name, x, t, options, loss, gradient
+    # name, x, t, options, loss, gradient (rounded to the dtype; 1 - 0.3 is 0.7 in both)
     ("score NaN, t 0", NAN, 0, {}, NAN, NAN),
     ("score NaN, t 1", NAN, 1, {}, NAN, NAN),
     ("target NaN", 1, NAN, {}, NAN, NAN),
@@ -120,8 +121,8 @@ SPECIAL: list[tuple[str, float, float, dict[str, Any], float, float]] = [
     ("+inf, t 1", INF, 1, {}, 0, 0),
     ("-inf, t 0", -INF, 0, {}, 0, 0),
     ("-inf, t 1", -INF, 1, {}, INF, -1),
-    ("+inf, t 0.3", INF, 0.25, {}, INF, 0.75),
-    ("-inf, t 0.3", -INF, 0.25, {}, INF, -0.25),
+    ("+inf, t 0.3", INF, 0.3, {}, INF, 0.7),
+    ("-inf, t 0.3", -INF, 0.3, {}, INF, -0.3),
     ("+inf, t above 1", INF, 1.5, {}, -INF, -0.5),
     ("-inf, t below 0", -INF, -0.5, {}, -INF, 0.5),
     ("-inf, t 1, p 0", -INF, 1, {"pos_weight": 0.0}, 0, 0),
@@ -161,7 +162,7 @@ def test_special_values(
         options["weight"] = np.array([options["weight"]], dtype=dtype)
     got = one(x, t, dtype, **options)
     for value, wanted in zip(got, (loss, gradient), strict=True):
-        assert math.isnan(value) if math.isnan(wanted) else value == wanted
+        assert math.isnan(value) if math.isnan(wanted) else value == float(dtype(wanted))
     if options.get("ignore_label") == t or (np.asarray(options.get("weight", 1)) == 0).all():
         assert is_plus_zero(got[0])
         assert is_plus_zero(got[1])
@@ -188,6 +189,63 @@ def test_special_value_in_every_lane(dtype: Any, isa: str) -> None:
         assert np.isnan(got[lane]) if math.isnan(bad) else got[lane] == (0 if t[lane] else INF)
         assert np.array_equal(np.delete(got, lane), np.delete(clean, lane))
         assert np.isnan(sce.forward(scores, t)) == math.isnan(bad)
+
+
+UNIFORM: dict[str, Any] = {
+    "0-d": lambda w, n: w,
+    "shape (1,)": lambda w, n: w.reshape(1),
+    "stride 0": lambda w, n: np.broadcast_to(w, (n,)),
+}
+
+
+@dtypes
+@pytest.mark.parametrize("form", list(UNIFORM))
+@pytest.mark.parametrize("value", [INF, -INF, NAN], ids=["inf", "-inf", "nan"])
+@pytest.mark.parametrize("isa", sce.available_isas())
+def test_uniform_weight_that_is_not_finite(dtype: Any, form: str, value: float, isa: str) -> None:
+    """One weight for all is each element's: nothing that fills up a vector takes part."""
+    sce.set_isa(isa)
+    rng = np.random.default_rng(8)
+    for n, integer in itertools.product((1, 2, 65, 4097), (False, True)):
+        x = rng.normal(0, 3, n).astype(dtype)  # losses above 0: infinity times 0 is not meant here
+        t = rng.integers(0, 2, n).astype(np.uint8) if integer else rng.random(n).astype(dtype)
+        weight = UNIFORM[form](np.array(value, dtype), n)
+        full = np.full(n, value, dtype)
+        options = {"normalization": "full"}
+
+        loss = sce.forward(x, t, weight=weight, **options)
+        assert np.array_equal(loss, value, equal_nan=True)
+        assert np.array_equal(loss, sce.forward(x, t, weight=full, **options), equal_nan=True)
+        wanted = sce.reference.forward(x, t, weight=weight, **options)
+        assert np.array_equal(loss, wanted, equal_nan=True)
+        both, gradient = sce.forward_backward(x, t, weight=weight, **options)
+        assert np.array_equal(both, loss, equal_nan=True)
+        slope = sce.backward(x, t, weight=full, **options)
+        assert np.array_equal(gradient, slope, equal_nan=True)
+        assert np.array_equal(
+            sce.elementwise(x, t, weight=weight), np.full(n, value), equal_nan=True
+        )
+
+        # All ignored: +0, whatever the weight. One valid element: its loss alone.
+        label = np.full(n, 3, t.dtype)
+        assert is_plus_zero(sce.forward(x, label, weight=weight, ignore_label=3))
+        loss, gradient = sce.forward_backward(x, label, weight=weight, ignore_label=3)
+        assert is_plus_zero(loss)
+        assert np.array_equal(gradient, np.zeros(n))
+        label[-1] = 0
+        loss = sce.forward(x, label, weight=weight, ignore_label=3, normalization="none")
+        assert np.array_equal(loss, value, equal_nan=True)
+
+
+@dtypes
+def test_uniform_weight_of_zero(dtype: Any) -> None:
+    """Masked, all of them, in vectors that are not full too."""
+    for n in (1, 2, 65, 4097):
+        x, t = np.full(n, NAN, dtype), np.zeros(n, dtype)
+        for form in UNIFORM.values():
+            weight = form(np.array(0, dtype), n)
+            assert is_plus_zero(sce.forward(x, t, weight=weight))
+            assert np.array_equal(sce.backward(x, t, weight=weight), np.zeros(n))
 
 
 @dtypes
@@ -521,6 +579,52 @@ def test_pos_weight_forms(dtype: Any) -> None:
         assert np.array_equal(sce.elementwise(x, t, pos_weight=form), wanted)
     plain = sce.elementwise(x, t, pos_weight=2.0)
     assert np.array_equal(sce.elementwise(x, t, pos_weight=[2.0, 2.0, 2.0]), plain)
+
+
+# ---------------------------------------------------------------- more than 32 bits can count
+
+
+def test_more_than_2_to_the_31_elements() -> None:
+    """Broadcast to 2^31 + 5000 elements of one memory cell each: indices and counts are 64 bits."""
+    n = 2**31 + 5000
+    x = np.broadcast_to(np.float32(0.5), (n,))
+    t = np.broadcast_to(np.uint8(1), (n,))
+    loss = float(sce.elementwise(x[:1], t[:1])[0])
+    # A sum of equal float32 losses takes 24 + 12 bits in a block, and is exact.
+    exact = n * Fraction(loss)
+    part = sce.partial(x, t, ignore_label=0)
+    assert (part.n_total, part.n_valid) == (n, n)
+    assert abs(Fraction(part.sum) - exact) <= Fraction(1e-12) * exact
+    got = sce.forward(x, t, normalization="none")
+    assert got == part.sum
+    assert sce.forward(x, t, normalization="full") == pytest.approx(loss, rel=1e-12)
+
+
+@dtypes
+def test_chunk_far_out(dtype: Any) -> None:
+    """Channels and weights of a chunk near 2^40, where a channel ends inside of it."""
+    shape = (256, 3, 2**31)
+    rng = np.random.default_rng(14)
+    count, half = 8192, 4096
+    x = rng.normal(0, 3, count).astype(dtype)
+    t = rng.random(count).astype(dtype)
+    p = [0.25, 1.5, 6.0]
+    per_channel = np.array([[[1.0], [2.0], [4.0]]], dtype)
+    per_sample = (1 + np.arange(256) / 256).reshape(256, 1, 1).astype(dtype)
+    for sample, channel in ((170, 0), (170, 1), (170, 2), (171, 0)):
+        row = 3 * sample + channel
+        first = (row + 1) * 2**31 - half
+        assert 2**40 - 2**33 < first < 2**40 + 2**33
+        after = (sample, channel + 1) if channel < 2 else (sample + 1, 0)
+        for name, weight in (("none", None), ("channel", per_channel), ("sample", per_sample)):
+            got = sce.partial(x, t, pos_weight=p, weight=weight, first_index=first, shape=shape)
+            assert (got.n_total, got.n_valid) == (count, count)
+            wanted = sce.combine([])
+            for k, (s, c) in enumerate(((sample, channel), after)):
+                w = {"none": None, "channel": 2.0**c, "sample": float(per_sample[s, 0, 0])}[name]
+                piece = slice(k * half, (k + 1) * half)
+                wanted = wanted + sce.partial(x[piece], t[piece], pos_weight=p[c], weight=w)
+            assert got == wanted, (sample, channel, name)
 
 
 # ---------------------------------------------------------------- faults of other systems

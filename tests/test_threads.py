@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,108 @@ def test_affinity_is_honoured() -> None:
     assert python(code.format(wanted={allowed[0]})) == "1"
     count = int(python(code.format(wanted=set(allowed))))
     assert 1 <= count <= len(allowed)  # a cgroup quota may allow less
+
+
+def cgroup(program: Path, tree: Path, self: str, files: dict[str, str]) -> int:
+    """What the native code reads from a made-up /proc/self/cgroup and /sys/fs/cgroup."""
+    root = tree / "cgroup"
+    root.mkdir(parents=True)
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    (tree / "self").write_text(self)
+    command = [str(program / "cgroup"), str(tree / "self"), str(root)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+V1 = "12:cpuset:/x\n4:cpu,cpuacct:/x/y\n3:memory:/x\n"
+QUOTA, PERIOD = "cpu.cfs_quota_us", "cpu.cfs_period_us"
+CGROUPS: list[tuple[str, str, dict[str, str], int]] = [
+    # name, /proc/self/cgroup, files under /sys/fs/cgroup, CPUs (0: no limit)
+    ("2: rounded up", "0::/a/b\n", {"a/b/cpu.max": "150000 100000\n"}, 2),
+    ("2: whole", "0::/a/b\n", {"a/b/cpu.max": "300000 100000\n"}, 3),
+    ("2: less than one", "0::/a/b\n", {"a/b/cpu.max": "1000 100000\n"}, 1),
+    ("2: max", "0::/a/b\n", {"a/b/cpu.max": "max 100000\n"}, 0),
+    (
+        "2: tighter parent",
+        "0::/a/b\n",
+        {"a/b/cpu.max": "800000 100000\n", "a/cpu.max": "200000 50000\n"},
+        4,
+    ),
+    (
+        "2: wider parent",
+        "0::/a/b\n",
+        {"a/b/cpu.max": "200000 100000\n", "a/cpu.max": "800000 100000\n"},
+        2,
+    ),
+    (
+        "2: parent of one without limit",
+        "0::/a/b\n",
+        {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "500000 100000\n"},
+        5,
+    ),
+    ("2: limit at the root", "0::/a/b\n", {"cpu.max": "200000 100000\n"}, 2),
+    ("2: in a container", "0::/\n", {"cpu.max": "250000 100000\n"}, 3),
+    ("2: of another group", "0::/a/b\n", {"a/c/cpu.max": "100000 100000\n"}, 0),
+    ("2: no files", "0::/a/b\n", {}, 0),
+    ("2: empty file", "0::/a/b\n", {"a/b/cpu.max": ""}, 0),
+    (
+        "1: rounded up",
+        V1,
+        {f"cpu,cpuacct/x/y/{QUOTA}": "250000\n", f"cpu,cpuacct/x/y/{PERIOD}": "100000\n"},
+        3,
+    ),
+    (
+        "1: no limit",
+        V1,
+        {f"cpu,cpuacct/x/y/{QUOTA}": "-1\n", f"cpu,cpuacct/x/y/{PERIOD}": "100000\n"},
+        0,
+    ),
+    (
+        "1: tighter parent",
+        V1,
+        {
+            f"cpu,cpuacct/x/y/{QUOTA}": "900000\n",
+            f"cpu,cpuacct/x/y/{PERIOD}": "100000\n",
+            f"cpu,cpuacct/x/{QUOTA}": "100000\n",
+            f"cpu,cpuacct/x/{PERIOD}": "50000\n",
+        },
+        2,
+    ),
+    ("1: no period", V1, {f"cpu,cpuacct/x/y/{QUOTA}": "250000\n"}, 0),
+    ("1: no files", V1, {}, 0),
+    (
+        "1: of another controller",
+        V1,
+        {f"cpuset/x/{QUOTA}": "100000\n", f"cpuset/x/{PERIOD}": "100000\n"},
+        0,
+    ),
+    (
+        "both",
+        "4:cpu,cpuacct:/x\n0::/a\n",
+        {
+            f"cpu,cpuacct/x/{QUOTA}": "600000\n",
+            f"cpu,cpuacct/x/{PERIOD}": "100000\n",
+            "a/cpu.max": "400000 100000\n",
+        },
+        4,
+    ),
+    ("nothing listed", "", {"cpu.max": "100000 100000\n"}, 0),
+]
+
+
+@pytest.mark.parametrize(
+    ("self", "files", "cpus"), [case[1:] for case in CGROUPS], ids=[case[0] for case in CGROUPS]
+)
+def test_cgroup_quota(
+    self: str, files: dict[str, str], cpus: int, tmp_path: Path, native_tests: Path
+) -> None:
+    assert cgroup(native_tests, tmp_path, self, files) == cpus
+
+
+def test_cgroup_without_proc(tmp_path: Path, native_tests: Path) -> None:
+    command = [str(native_tests / "cgroup"), str(tmp_path / "none"), str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "0\n"
 
 
 # ---------------------------------------------------------------- many at once

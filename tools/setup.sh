@@ -4,7 +4,8 @@
 # otherwise one message names the packages. PYTHON and CXX choose the programs.
 #
 #   tools/setup.sh          .venv and what it needs
-#   tools/setup.sh cross    the aarch64 compiler and the emulator of the NEON test; a warning if not to be had
+#   tools/setup.sh cross    what the long tests compile and run with besides: clang, the aarch64 compiler, the
+#                           emulator of other CPUs; a warning if not to be had
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -44,7 +45,8 @@ PROBE
 
 missing_cross() {
   command -v aarch64-linux-gnu-g++ >/dev/null || echo g++-aarch64-linux-gnu
-  command -v qemu-aarch64 >/dev/null || command -v qemu-aarch64-static >/dev/null || echo qemu-user
+  { command -v qemu-aarch64 && command -v qemu-x86_64; } >/dev/null || echo qemu-user
+  command -v clang++ >/dev/null || echo clang
 }
 
 # Installs the packages named, or says which they are and fails.
@@ -71,7 +73,7 @@ apt_install() {
 if [ "${1:-}" = cross ]; then
   packages=$(missing_cross)
   # shellcheck disable=SC2086  # one word per package
-  [ -z "$packages" ] || apt_install $packages || say "going on without them: the NEON test will be skipped"
+  [ -z "$packages" ] || apt_install $packages || say "going on without them: the long tests that need them will be skipped"
   exit 0
 fi
 

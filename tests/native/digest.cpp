@@ -1,7 +1,8 @@
 // Prints one line `name digest` per case: every operation, dtype, target dtype and option on inputs made
 // from integers. tests/digests.txt holds the lines; every instruction set (SIGMOID_CE_ISA), compiler and
 // thread count must print the same. tests/digest.py makes the same lines through the Python package, so
-// the inputs and the digest are defined by integer operations that both languages share.
+// the inputs and the digest are defined by integer operations that both languages share. With --isa it
+// prints the instruction set in use instead.
 //
 // Digest of 64-bit words v[i]: sum of mix(v[i] ^ mix(i)) modulo 2^64, with mix the finaliser of splitmix64.
 // A NaN counts as the quiet NaN of its type without sign and payload.
@@ -275,7 +276,11 @@ void all_cases(const std::string& name) {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  if (argc == 2 && std::strcmp(argv[1], "--isa") == 0) {
+    std::printf("%s\n", cpu::isa());
+    return 0;
+  }
   // An unknown or unsupported SIGMOID_CE_ISA must not pass as another instruction set.
   const char* wanted = std::getenv("SIGMOID_CE_ISA");
   if (wanted && std::strcmp(wanted, cpu::isa()) != 0) {
