@@ -73,7 +73,7 @@ apt_install() {
 if [ "${1:-}" = cross ]; then
   packages=$(missing_cross)
   # shellcheck disable=SC2086  # one word per package
-  [ -z "$packages" ] || apt_install $packages || say "going on without them: the long tests that need them will be skipped"
+  [ -z "$packages" ] || apt_install $packages || say "going on without them: their tests will be skipped"
   exit 0
 fi
 

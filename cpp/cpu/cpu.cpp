@@ -339,6 +339,7 @@ void set_ignore_label(const Inputs& inputs, std::int64_t label, Run* run) {
 
 Status execute(const Inputs& inputs, const Options& options, Operation operation, Partial* partial,
                const MutableArray* out) {
+  const FloatEnvironment environment;  // options are rounded here as well
   Call call(inputs, options);
   Status status = call.check();
   if (!status.ok()) return status;
@@ -443,7 +444,6 @@ Status execute(const Inputs& inputs, const Options& options, Operation operation
     job.staging = static_cast<char*>(staging.memory);
   }
 
-  const FloatEnvironment environment;
   const bool gradient = operation == kBackward || operation == kForwardBackward;
   if (gradient) {
     std::int64_t n_valid = call.count;

@@ -77,7 +77,7 @@ int cgroup_cpus(const char* self, const char* mounted) {
     std::string root;
     if (*controllers == '\0') {
       root = mounted;
-    } else if (std::strstr(controllers, "cpu") && !std::strstr(controllers, "cpuset")) {
+    } else if ((std::string(",") + controllers + ",").find(",cpu,") != std::string::npos) {
       root = std::string(mounted) + "/" + controllers;
     } else {
       continue;
