@@ -55,9 +55,9 @@ constexpr int kMaxDims = 64;
 
 // The divisor of the sum is max(1, d), with d by mode.
 enum class Normalization : std::uint8_t {
-  kFull,       // the number of elements of the whole shape
-  kValid,      // the number of elements that are not ignored, among those of the call (or of a Partial):
-               // a gradient in pieces needs the number of the whole, by kNumber
+  kFull,   // the number of elements of the whole shape
+  kValid,  // the number of elements that are not ignored, among those of the call (or of a Partial):
+           // a gradient in pieces needs the number of the whole, by kNumber
   kBatchSize,  // shape[0]; 1 for a 0-d score
   kNone,       // 1
   kNumber,     // Options::divisor itself, any finite number above 0: for shards and streams
