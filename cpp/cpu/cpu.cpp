@@ -80,6 +80,44 @@ struct Job {
 constexpr std::int64_t kBuffer = kBlock * 8;
 constexpr std::int64_t kStaging = 5 * kBuffer;
 
+// The staging buffers of a call, handed out to the threads that help. The last ones are kept for the next call,
+// of any thread, since returning them to the system and asking for them again takes longer than a small call.
+// (Not thread_local: where memory runs out while the destructor of such an object is registered, the C library
+// ends the process.)
+class Staging {
+ public:
+  Staging() = default;
+  Staging(const Staging&) = delete;
+  Staging& operator=(const Staging&) = delete;
+  ~Staging() {
+    if (block_ != nullptr) std::free(spare.exchange(block_, std::memory_order_acq_rel));
+  }
+
+  // Null where there is no memory.
+  char* get(std::int64_t size) {
+    block_ = spare.exchange(nullptr, std::memory_order_acq_rel);
+    if (block_ == nullptr || block_->size < size) {
+      std::free(block_);
+      block_ = nullptr;
+      void* memory = nullptr;
+      if (posix_memalign(&memory, kCacheLine, kCacheLine + size) != 0) return nullptr;
+      block_ = static_cast<Block*>(memory);
+      block_->size = size;
+    }
+    return reinterpret_cast<char*>(block_) + kCacheLine;
+  }
+
+ private:
+  struct Block {
+    std::int64_t size;  // of the buffers, which begin a cache line further on
+  };
+  static std::atomic<Block*> spare;
+
+  Block* block_ = nullptr;
+};
+
+std::atomic<Staging::Block*> Staging::spare{nullptr};
+
 template <class T>
 void gather_weight(const Job& job, std::int64_t index, std::int64_t n, T* out) {
   switch (job.weight_dtype) {
@@ -256,6 +294,11 @@ struct Call {
     return check_options();
   }
 
+  // After check().
+  View view(const ConstArray& a) const {
+    return View(a.data, size_of(a.dtype), inputs.shape, inputs.ndim, a.strides, first);
+  }
+
   Status check_options() const {
     const Options& o = options;
     if (o.pos_weight_count < 0 || (o.pos_weight_count > 0 && o.pos_weight == nullptr)) {
@@ -351,13 +394,10 @@ Status execute(const Inputs& inputs, const Options& options, Operation operation
   job.first = call.first;
   job.count = call.count;
   job.dtype = inputs.scores.dtype;
-  const auto view = [&](const ConstArray& a) {
-    return View(a.data, size_of(a.dtype), inputs.shape, inputs.ndim, a.strides, call.first);
-  };
-  const View scores = view(inputs.scores);
-  const View targets = view(inputs.targets);
-  const View weight = view(options.weight);
-  const View output = view(
+  const View scores = call.view(inputs.scores);
+  const View targets = call.view(inputs.targets);
+  const View weight = call.view(options.weight);
+  const View output = call.view(
       ConstArray(out ? out->data : nullptr, inputs.scores.dtype, out ? out->strides : nullptr));
   job.scores = &scores;
   job.targets = &targets;
@@ -432,16 +472,12 @@ Status execute(const Inputs& inputs, const Options& options, Operation operation
   if (blocks_per_run > kBlocksPerRun || threads == 1) blocks_per_run = staged ? 1 : kBlocksPerRun;
   job.run_length = blocks_per_run * kBlock;
 
-  struct Staging {
-    void* memory = nullptr;
-    ~Staging() { std::free(memory); }
-  } staging;
+  Staging staging;
   if (staged && call.count > 0) {
-    if (posix_memalign(&staging.memory, kCacheLine, kStaging * threads) != 0) {
-      staging.memory = nullptr;
+    job.staging = staging.get(kStaging * threads);
+    if (job.staging == nullptr) {
       return Status(Code::kOutOfMemory, "", "no memory for the staging buffers");
     }
-    job.staging = static_cast<char*>(staging.memory);
   }
 
   const bool gradient = operation == kBackward || operation == kForwardBackward;
@@ -497,7 +533,10 @@ double divisor(const Inputs& inputs, const Options& options, const Partial& part
 
 double loss(const Inputs& inputs, const Options& options, const Partial& partial) {
   const FloatEnvironment environment;
-  return partial.sum() / divisor(inputs, options, partial);
+  // Compilers move a division across a change of mode, but not accesses to volatile variables.
+  const volatile double sum = partial.sum();
+  const volatile double result = sum / divisor(inputs, options, partial);
+  return result;
 }
 
 }  // namespace cpu

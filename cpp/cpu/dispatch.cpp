@@ -32,23 +32,32 @@ bool supported(const char* name) {
   return true;
 }
 
+struct Isa {
+  const char* name;
+  // Not to be called before the CPU check: the code that fills a table uses the instruction set.
+  const KernelTable* (*kernels)();
+};
+
+// Compiled in, best first.
+const Isa kCompiled[] = {
+#if defined(__x86_64__)
+    {"avx512", avx512_kernels},
+    {"avx2", avx2_kernels},
+#elif defined(__aarch64__)
+    {"neon", neon_kernels},
+#endif
+    {"scalar", scalar_kernels},
+};
+constexpr int kCompiledCount = static_cast<int>(sizeof(kCompiled) / sizeof(kCompiled[0]));
+
 // Compiled in and supported by this machine, best first.
 struct Tables {
-  const KernelTable* list[4];
+  const KernelTable* list[kCompiledCount];
   int count;
 
   Tables() : list(), count(0) {
-    // Not even a table may be made before its CPU check: the code that fills it uses the instruction set.
-    static const struct {
-      const char* name;
-      const KernelTable* (*kernels)();
-    } all[] = {{"avx512", avx512_kernels},
-               {"avx2", avx2_kernels},
-               {"neon", neon_kernels},
-               {"scalar", scalar_kernels}};
-    for (const auto& isa : all) {
-      const KernelTable* t = supported(isa.name) ? isa.kernels() : nullptr;
-      if (t != nullptr) list[count++] = t;
+    for (const Isa& isa : kCompiled) {
+      if (supported(isa.name)) list[count++] = isa.kernels();
     }
   }
 
@@ -133,6 +142,10 @@ const char* isa() {
   return find_kernels(&t).ok() ? t->name : "";
 }
 
+int compiled_isa_count() { return kCompiledCount; }
+const char* compiled_isa_name(int index) {
+  return index >= 0 && index < kCompiledCount ? kCompiled[index].name : nullptr;
+}
 int isa_count() { return tables().count; }
 const char* isa_name(int index) {
   return index >= 0 && index < tables().count ? tables().list[index]->name : nullptr;

@@ -185,10 +185,10 @@ struct Loop {
     __builtin_memset(ts, 0, sizeof ts);
     __builtin_memcpy(xs, x, n * sizeof(T));
     __builtin_memcpy(ts, t, n * sizeof(S));
-    if (p) __builtin_memcpy(ps, p, n * sizeof(T));
-    if (w) __builtin_memcpy(ws, w, n * sizeof(T));
+    if (kGeneral && p) __builtin_memcpy(ps, p, n * sizeof(T));
+    if (kGeneral && w) __builtin_memcpy(ws, w, n * sizeof(T));
     run.stream = false;
-    group(run, xs, ts, p ? ps : nullptr, kGeneral ? ws : nullptr, outs, acc, ignored);
+    group(run, xs, ts, kGeneral && p ? ps : nullptr, kGeneral ? ws : nullptr, outs, acc, ignored);
     if (kOperation != kForward) __builtin_memcpy(out, outs, n * sizeof(T));
     if (kGeneral && run.has_ignore_label && Targets::ignores_zero(run))
       *ignored -= math::kGroup - n;
@@ -198,8 +198,8 @@ struct Loop {
     const Run run = *args;
     const T* x = static_cast<const T*>(run.scores);
     const S* t = static_cast<const S*>(run.targets);
-    const T* p = static_cast<const T*>(run.pos_weights);
-    const T* w = static_cast<const T*>(run.weights);
+    const T* p = kGeneral ? static_cast<const T*>(run.pos_weights) : nullptr;
+    const T* w = kGeneral ? static_cast<const T*>(run.weights) : nullptr;
     T* out = static_cast<T*>(run.out);
     double* sums = run.block_sums;
     std::int64_t ignored = 0;
@@ -215,10 +215,12 @@ struct Loop {
             prefetch(x + k);
             prefetch(t + k);
           }
-          group(run, x + k, t + k, p ? p + k : p, w ? w + k : w, out + k, sum, &ignored);
+          group(run, x + k, t + k, p ? p + k : p, w ? w + k : w,
+                kOperation == kForward ? out : out + k, sum, &ignored);
         }
         if (k < stop) {
-          tail(*args, stop - k, x + k, t + k, p ? p + k : p, w ? w + k : w, out + k, sum, &ignored);
+          tail(*args, stop - k, x + k, t + k, p ? p + k : p, w ? w + k : w,
+               kOperation == kForward ? out : out + k, sum, &ignored);
         }
         for (int r = 0; r < math::kRow; ++r) acc[q + r] = sum[r];
       }

@@ -45,14 +45,4 @@ const KernelTable* avx2_kernels() {
 }  // namespace cpu
 }  // namespace sigmoid_ce
 
-#else
-
-namespace sigmoid_ce {
-namespace cpu {
-
-const KernelTable* avx2_kernels() { return nullptr; }
-
-}  // namespace cpu
-}  // namespace sigmoid_ce
-
 #endif

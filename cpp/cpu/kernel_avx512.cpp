@@ -50,14 +50,4 @@ const KernelTable* avx512_kernels() {
 }  // namespace cpu
 }  // namespace sigmoid_ce
 
-#else
-
-namespace sigmoid_ce {
-namespace cpu {
-
-const KernelTable* avx512_kernels() { return nullptr; }
-
-}  // namespace cpu
-}  // namespace sigmoid_ce
-
 #endif

@@ -16,14 +16,4 @@ const KernelTable* neon_kernels() {
 }  // namespace cpu
 }  // namespace sigmoid_ce
 
-#else
-
-namespace sigmoid_ce {
-namespace cpu {
-
-const KernelTable* neon_kernels() { return nullptr; }
-
-}  // namespace cpu
-}  // namespace sigmoid_ce
-
 #endif

@@ -3,12 +3,12 @@
 #define SIGMOID_CE_MATH_PLATFORM_H_
 
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
-#error "sigmoid_ce: -ffast-math and -ffinite-math-only change results; compile without them"
+#error "sigmoid_ce: compile without -ffast-math, which changes results"
 #endif
 
 #if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0 && __FLT_EVAL_METHOD__ != 16
-#error \
-    "sigmoid_ce: float and double must be computed in their own precision (on 32-bit x86: -mfpmath=sse)"
+// On 32-bit x86: -mfpmath=sse.
+#error "sigmoid_ce: float and double must have their own precision"
 #endif
 
 // Everything between the entry points of a kernel is inlined, so that no function compiled for one

@@ -3,8 +3,8 @@
 //   loss = w (p t log(1 + exp(-x)) + (1 - t) log(1 + exp(x)))     score x, target t, pos_weight p, weight w
 //   for p = w = 1: max(x, 0) - x t + log1p(exp(-|x|))
 //
-// Thread-safe and fork-safe. Inputs are never written. No exception leaves these functions. Memory: one
-// fixed staging buffer per thread when an array is strided, broadcast or converted, else none.
+// Thread-safe and fork-safe. Inputs are never written. No exception leaves these functions. Memory: where an
+// array is strided, broadcast or converted, 160 KiB per thread of the call, kept for the next call; else none.
 #ifndef SIGMOID_CE_CPU_H_
 #define SIGMOID_CE_CPU_H_
 
@@ -41,7 +41,9 @@ double loss(const Inputs& inputs, const Options& options, const Partial& partial
 Status set_isa(const char* name);  // nullptr: back to the default
 const char* isa();                 // the one in use, "" when SIGMOID_CE_ISA names none
 int isa_count();                   // compiled in and supported here
-const char* isa_name(int index);   // best first
+const char* isa_name(int index);   // best first, nullptr outside of the range
+int compiled_isa_count();          // compiled in, whether this machine has them or not
+const char* compiled_isa_name(int index);
 
 // Threads: by default as many as the process may use (affinity, cgroup quota), or SIGMOID_CE_NUM_THREADS.
 Status set_num_threads(int n);  // 0: back to the default
