@@ -425,6 +425,18 @@ class CallArgs {
     read_normalization(normalization, normalize, &options);
   }
 
+  void set_divisor(py::handle object) {
+    double number = 0;
+    if (PyBool_Check(object.ptr()) || !read_number(object, "divisor", &number)) {
+      throw py::type_error("divisor: expected a positive number, got " + type_name(object));
+    }
+    if (!(number > 0) || !std::isfinite(number)) {
+      throw py::value_error("divisor: expected a positive number, got " + repr_text(object));
+    }
+    options.normalization = Normalization::kNumber;
+    options.divisor = number;
+  }
+
   void set_loss_weight(py::handle object) {
     if (!read_number(object, "loss_weight", &options.loss_weight)) {
       throw py::type_error("loss_weight: expected a number, got " + type_name(object));
@@ -464,12 +476,10 @@ class CallArgs {
     if (weight_ && shares_memory(array, weight_)) {
       throw py::value_error("out: shares memory with weight");
     }
-    if (is_contiguous(array)) {
-      *result = MutableArray(array.mutable_data());
-    } else {
-      for (py::ssize_t i = 0; i < array.ndim(); ++i) out_strides_[i] = array.strides()[i];
-      *result = MutableArray(array.mutable_data(), out_strides_);
-    }
+    for (py::ssize_t i = 0; i < array.ndim(); ++i) out_strides_[i] = array.strides()[i];
+    const ConstArray place = flat_chunk_ ? flat_address(array, "out", dtype_, out_strides_)
+                                         : address(array, dtype_, out_strides_);
+    *result = MutableArray(const_cast<void*>(place.data), place.strides);
     return array;
   }
 
@@ -604,9 +614,8 @@ class CallArgs {
       throw py::value_error("pos_weight: expected " + forms + " for scores of shape " +
                             shape_text(shape_, inputs.ndim) + came);
     }
-    const auto values =
-        py::array_t<double, py::array::c_style | py::array::forcecast>::ensure(array);
-    if (!values) throw py::error_already_set();
+    // Not ensure(), which clears the error: no memory, or a warning that the caller made one.
+    const py::array_t<double, py::array::c_style | py::array::forcecast> values(array);
     pos_weight_.assign(values.data(), values.data() + size);
   }
 

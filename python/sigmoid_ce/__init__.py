@@ -5,6 +5,7 @@ from sigmoid_ce._cpu import (
     Partial,
     available_isas,
     combine,
+    compiled_isas,
     get_isa,
     get_num_threads,
     set_isa,
@@ -19,6 +20,7 @@ from sigmoid_ce.api import (
     forward_backward,
     info,
     partial,
+    partial_backward,
 )
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "available_isas",
     "backward",
     "combine",
+    "compiled_isas",
     "cpu",
     "elementwise",
     "forward",
@@ -36,6 +39,7 @@ __all__ = [
     "get_num_threads",
     "info",
     "partial",
+    "partial_backward",
     "reference",
     "set_isa",
     "set_num_threads",

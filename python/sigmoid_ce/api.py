@@ -237,6 +237,53 @@ def partial(
     return _cpu.partial(scores, targets, pos_weight, weight, ignore_label, first_index, shape)
 
 
+def partial_backward(
+    scores: Array,
+    targets: Array,
+    divisor: float,
+    *,
+    pos_weight: Array | None = None,
+    weight: Array | None = None,
+    ignore_label: int | None = None,
+    loss_weight: float = 1.0,
+    first_index: int = 0,
+    shape: Sequence[int] | None = None,
+    out: Array | None = None,
+) -> tuple[_cpu.Partial, Array]:
+    """`partial`, and the gradient of the chunk's elements, in one pass over memory.
+
+    Parameters
+    ----------
+    divisor : number > 0
+        What the loss of the whole is divided by, since a chunk does not know: its number of
+        elements, of valid elements (`partial(...).n_valid`) or of rows.
+
+    The other arguments and the errors are those of `partial` and `backward`. The gradients of the
+    chunks have the bits of the whole's gradient, wherever the data is cut.
+
+    Returns
+    -------
+    (Partial, gradient)
+        The gradient has the shape and dtype of the chunk of scores.
+    """
+    scores, targets, pos_weight, weight, restore = _views(
+        scores, targets, pos_weight, weight, ignore_label, False
+    )
+    part, gradient = _cpu.partial_backward(
+        scores,
+        targets,
+        divisor,
+        pos_weight,
+        weight,
+        ignore_label,
+        loss_weight,
+        first_index,
+        shape,
+        arrays.view_out(out),
+    )
+    return part, _result(gradient, out, restore)
+
+
 class SigmoidCrossEntropyLoss:
     """The loss as a layer: the options once, then `forward`, and `backward` for the last forward.
 
@@ -296,12 +343,14 @@ class SigmoidCrossEntropyLoss:
 
 
 def info() -> dict[str, Any]:
-    """What runs here: version, instruction sets, threads, compiler, NumPy."""
+    """What runs here: version, instruction sets, threads, devices, compiler, NumPy."""
     return {
         "version": _cpu.version,
         "isa": _cpu.get_isa(),
         "available_isas": _cpu.available_isas(),
+        "compiled_isas": _cpu.compiled_isas(),
         "num_threads": _cpu.get_num_threads(),
+        "devices": ["cpu"],
         "compiler": _cpu.compiler,
         "numpy": np.__version__,
     }
@@ -331,7 +380,8 @@ def _views(
     pos_weight = arrays.view_weight(pos_weight, "pos_weight")
     weight = arrays.view_weight(weight, "weight")
     if check:
-        arrays.check_values(scores, targets, weight, ignore_label)
+        arrays.check_targets(targets, ignore_label)
+        arrays.check_weight(weight)
     return scores, targets, pos_weight, weight, restore
 
 

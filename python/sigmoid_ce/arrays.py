@@ -6,6 +6,7 @@ the native code. PyTorch and JAX are used only where the caller has imported the
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 _DLPACK_CPU = 1  # kDLCPU of DLPack's DLDeviceType
-_CHECK_BLOCK = 1 << 16  # elements that `check_values` looks at in one step
+_CHECK_BLOCK = 1 << 16  # elements that a check looks at in one step
 
 
 class View(NamedTuple):
@@ -103,14 +104,43 @@ def view_out(value: Any) -> Array | None:
     return view(value, "out").array
 
 
-def check_values(
-    scores: Array, targets: Array, weight: Array | float | None, ignore_label: int | None
+def check_targets(
+    targets: Array, ignore_label: int | None, first: int = 0, shape: tuple[int, ...] | None = None
 ) -> None:
-    """Raises ValueError for a target outside [0, 1] that is not ignored, or a weight that is
-    negative, infinite or NaN. Takes a pass over the data and a buffer of fixed size."""
-    _check_blocks(targets, "targets", "values in [0, 1]", lambda t: _is_target(t, ignore_label))
+    """Raises ValueError for a target outside [0, 1] that is not ignored. Takes a pass over the data
+    and a buffer of fixed size. For the message, `targets` are elements from index `first` on of an
+    array of shape `shape`."""
+    if ignore_label is not None:
+        try:
+            ignore_label = operator.index(ignore_label)
+        except TypeError:
+            return  # the native code refuses it with a better message
+        if not -(2**63) <= ignore_label < 2**63:
+            return
+    _check_blocks(
+        targets,
+        "targets",
+        "values in [0, 1]",
+        lambda t: _is_target(t, ignore_label),
+        first,
+        targets.shape if shape is None else shape,
+    )
+
+
+def check_weight(
+    weight: Array | float | None, first: int = 0, shape: tuple[int, ...] | None = None
+) -> None:
+    """Raises ValueError for an element weight that is negative, infinite or NaN; `first` and
+    `shape` as for `check_targets`."""
     if isinstance(weight, np.ndarray) and weight.dtype.kind in "fi":
-        _check_blocks(weight, "weight", "finite values >= 0", lambda w: np.isfinite(w) & (w >= 0))
+        _check_blocks(
+            weight,
+            "weight",
+            "finite values >= 0",
+            lambda w: np.isfinite(w) & (w >= 0),
+            first,
+            weight.shape if shape is None else shape,
+        )
 
 
 def _is_target(t: Array, ignore_label: int | None) -> Array:
@@ -124,12 +154,18 @@ def _is_target(t: Array, ignore_label: int | None) -> Array:
     return good
 
 
-def _check_blocks(array: Array, name: str, expected: str, good: Callable[[Array], Array]) -> None:
+def _check_blocks(
+    array: Array,
+    name: str,
+    expected: str,
+    good: Callable[[Array], Array],
+    first: int,
+    shape: tuple[int, ...],
+) -> None:
     if array.dtype.kind not in "fbiu":
         return  # the native code refuses it with a better message
     if array.dtype.kind == "b" or array.size == 0:
         return
-    first = 0
     with np.nditer(
         array,
         flags=["external_loop", "buffered", "zerosize_ok"],
@@ -138,10 +174,11 @@ def _check_blocks(array: Array, name: str, expected: str, good: Callable[[Array]
     ) as blocks:
         for step in blocks:
             block = cast(Array, step)  # one operand: an array, not a tuple
-            fits = good(block)
+            with np.errstate(invalid="ignore"):  # a signalling NaN is no more of an error
+                fits = good(block)
             if not fits.all():
                 where = int(np.argmin(fits))
-                index = tuple(int(i) for i in np.unravel_index(first + where, array.shape))
+                index = tuple(int(i) for i in np.unravel_index(first + where, shape))
                 raise ValueError(
                     f"{name}: expected {expected} with check=True, got {block[where]} "
                     f"at index {index}"

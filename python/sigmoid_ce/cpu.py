@@ -3,6 +3,20 @@
 Positional arguments follow the order of the signatures of `sigmoid_ce`.
 """
 
-from sigmoid_ce._cpu import backward, elementwise, forward, forward_backward, partial
+from sigmoid_ce._cpu import (
+    backward,
+    elementwise,
+    forward,
+    forward_backward,
+    partial,
+    partial_backward,
+)
 
-__all__ = ["backward", "elementwise", "forward", "forward_backward", "partial"]
+__all__ = [
+    "backward",
+    "elementwise",
+    "forward",
+    "forward_backward",
+    "partial",
+    "partial_backward",
+]

@@ -129,7 +129,10 @@ def _special(e: _Elements, values: Float64) -> Float64:
 def _sum(losses: Float64) -> float:
     """Rounded once, as long as all losses are finite."""
     if np.isfinite(losses).all():
-        return math.fsum(losses.flat)
+        try:
+            return math.fsum(losses.ravel())  # .flat ends at 32 axes
+        except OverflowError:  # on the way; the sum itself may be finite
+            return math.fsum(losses.ravel() * 2.0**-64) * 2.0**64
     with np.errstate(invalid="ignore"):
         return float(losses.sum())
 
