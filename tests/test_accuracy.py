@@ -17,9 +17,9 @@ import mpmath
 import numpy as np
 import pytest
 
-import bounds
 import oracle
 import sigmoid_ce as sce
+from sigmoid_ce import bounds
 
 ROOT = Path(__file__).resolve().parents[1]
 LD = np.longdouble
@@ -239,7 +239,10 @@ def subnormal_factors(kind: str, x: Any, t: Any, p: float, w: Any) -> tuple[Any,
     """The factors of `tiny` in bounds.py, for loss and gradient."""
     x, t, w = (np.asarray(v, dtype=LD) for v in (x, t, w))
     gradient = 1 + w * (np.abs(1 - t) + abs(p) * np.abs(t))
-    return gradient + (w * np.abs(x) if "pos_weight" in kind else 0), gradient
+    if "pos_weight" in kind:  # 1 - t + p t may be tiny itself
+        gradient = gradient + w
+        return gradient + w * np.abs(x), gradient
+    return gradient, gradient
 
 
 @wide

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import bounds
+from sigmoid_ce import bounds
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADER = ROOT / "cpp" / "math" / "exp_log1p.h"

@@ -18,12 +18,12 @@ FLOAT32_ULP = 2.0
 FLOAT64_ULP = 2.0
 
 # Any targets, weights w and pos_weight p: with U = |1 - t| + |p t|,
-#   |loss - exact| <= K (eps w (a |u| + U log1p(exp(-a))) + tiny (1 + w U + w a [p is used]))
-#   |grad - exact| <= K (eps w (|u| + U sigmoid(-a)) + tiny (1 + w U))
+#   |loss - exact| <= K (eps w (a |u| + U log1p(exp(-a))) + tiny (1 + w U + w (1 + a) [p is used]))
+#   |grad - exact| <= K (eps w (|u| + U sigmoid(-a)) + tiny (1 + w U + w [p is used]))
 # where eps is the distance from 1 to the next number and tiny the smallest subnormal: log1p,
-# sigmoid and p t are rounded to a multiple of tiny before U, w or a multiplies them. A plain ulp
-# would be no bound: the terms cancel where the loss of a target outside [0, 1] changes sign, or the
-# gradient of a soft one.
+# sigmoid, p t and, with p, sums of such terms are rounded to a multiple of tiny before U, w or a
+# multiplies them. A plain ulp would be no bound: the terms cancel where the loss of a target
+# outside [0, 1] changes sign, or the gradient of a soft one.
 LOSS_TERMS_EPS = 4.0
 GRADIENT_TERMS_EPS = 4.0
 
