@@ -22,6 +22,7 @@ import sigmoid_ce as sce
 
 # A hang is a failure too; this is far above what any of these processes needs.
 HANG_S = 120
+FREE_THREADED = "SIGMOID_CE_FREE_THREADED_PYTHON"
 
 SETUP = """
 import multiprocessing, os, sys, warnings
@@ -381,10 +382,15 @@ def test_multiprocessing_fork() -> None:
 
 
 def test_free_threaded_python() -> None:
-    """The module does not bring the global lock back, and computes from 8 threads at once."""
-    found = [p for p in map(shutil.which, ("python3.14t", "python3.13t")) if p]
+    """The module does not bring the global lock back, and computes from 8 threads at once.
+
+    The interpreter, with this package and NumPy, is the one that SIGMOID_CE_FREE_THREADED_PYTHON
+    names, or the first on the PATH.
+    """
+    names = (os.environ.get(FREE_THREADED), "python3.14t", "python3.13t")
+    found = [p for p in (shutil.which(name) for name in names if name) if p]
     if not found:
-        pytest.skip("no python3.13t or python3.14t on the PATH")
+        pytest.skip(f"no python3.14t or python3.13t on the PATH, and no {FREE_THREADED}")
     probe = [found[0], "-c", "import numpy, sigmoid_ce"]
     if subprocess.run(probe, capture_output=True).returncode != 0:
         pytest.skip(f"numpy or sigmoid_ce is not installed for {found[0]}")
@@ -392,7 +398,13 @@ def test_free_threaded_python() -> None:
     from concurrent.futures import ThreadPoolExecutor
     assert not sys._is_gil_enabled()
     wanted = work()
+    part = sce.partial(x, t)
+    def parts():
+        halves = [sce.partial(a, b) for a, b in zip(np.split(x, 2), np.split(t, 2))]
+        return sce.combine(halves) == sum(halves) == part
+    def both(_):
+        return work() == wanted and parts()
     with ThreadPoolExecutor(8) as pool:
-        print(all(r == wanted for r in pool.map(lambda _: work(), range(64))))
+        print(all(pool.map(both, range(64))) and not sys._is_gil_enabled())
     """
     assert python(code, interpreter=found[0]) == "True"
