@@ -1,0 +1,112 @@
+#ifndef CAFFE_SIGMOID_CROSS_ENTROPY_LOSS_LAYER_HPP_
+#define CAFFE_SIGMOID_CROSS_ENTROPY_LOSS_LAYER_HPP_
+
+#include <stdint.h>
+
+#include <string>
+#include <vector>
+
+#include "caffe/blob.hpp"
+#include "caffe/layer.hpp"
+#include "caffe/proto/caffe.pb.h"
+
+#include "caffe/layers/loss_layer.hpp"
+#include "caffe/util/sigmoid_ce.hpp"
+
+namespace caffe {
+
+/**
+ * @brief The cross-entropy loss of sigmoid(x) and targets, of sigmoid_ce:
+ *        @f$ E = \frac{1}{d} \sum_i w_i \left[ (1 - t_i) \log(1 + e^{x_i}) +
+ *        p_c t_i \log(1 + e^{-x_i}) \right] @f$
+ *
+ * Without weights p and w this is @f$ \max(x, 0) - x t + \log(1 + e^{-|x|})
+ * @f$, the loss of the layer that Caffe has under this name. It is computed as
+ * such, so that no score overflows and none loses its tail, and summed exactly;
+ * one pass over memory, in as many threads as the process may use
+ * (SIGMOID_CE_NUM_THREADS).
+ *
+ * @param bottom input Blob vector (length 2 or 3)
+ *   -# @f$ (N \times C \times H \times W) @f$
+ *      the scores @f$ x \in [-\infty, +\infty] @f$, of any shape with at least
+ *      one axis; axis 1 are the channels
+ *   -# as many elements, the first axis of the same length
+ *      the targets @f$ t @f$, usually in @f$ [0, 1] @f$
+ *   -# optional: the element weights @f$ w @f$, of the shape of the scores or
+ *      with axes of length 1 in it, which then serve all; missing axes at the
+ *      end count as such, so that (N) is a weight per sample. An element of
+ *      weight 0 has loss and gradient 0, whatever its score.
+ * @param top output Blob vector (length 1)
+ *   -# @f$ () @f$ the loss
+ *
+ * Options:
+ *   - loss_param: ignore_label, normalization, normalize, as in every loss of
+ *     Caffe. An element whose target, truncated to int, equals ignore_label has
+ *     loss and gradient 0 and does not count as valid. The divisor d is max(1,
+ *     .) of the number of elements (FULL), of elements not ignored (VALID), of
+ *     shape(0) (BATCH_SIZE, the default), or 1 (NONE).
+ *   - python_param.param_str: JSON, in any Caffe; and the fields of
+ *     sigmoid_cross_entropy_loss_param where caffe.proto has it: pos_weight (a
+ *     number, or one per channel: the factor p on the positive part), weight (a
+ *     number: w for all elements), divisor (a number: d itself).
+ */
+template <typename Dtype>
+class SigmoidCrossEntropyLossLayer : public LossLayer<Dtype> {
+ public:
+  explicit SigmoidCrossEntropyLossLayer(const LayerParameter& param)
+      : LossLayer<Dtype>(param), has_weight_(false), weight_(1), divisor_(0) {}
+  virtual void LayerSetUp(const vector<Blob<Dtype>*>& bottom,
+      const vector<Blob<Dtype>*>& top);
+  virtual void Reshape(const vector<Blob<Dtype>*>& bottom,
+      const vector<Blob<Dtype>*>& top);
+
+  virtual inline const char* type() const { return "SigmoidCrossEntropyLoss"; }
+  virtual inline int ExactNumBottomBlobs() const { return -1; }
+  virtual inline int MinBottomBlobs() const { return 2; }
+  virtual inline int MaxBottomBlobs() const { return 3; }
+  /// Only the scores have a gradient.
+  virtual inline bool AllowForceBackward(const int bottom_index) const {
+    return bottom_index == 0;
+  }
+
+ protected:
+  virtual void Forward_cpu(const vector<Blob<Dtype>*>& bottom,
+      const vector<Blob<Dtype>*>& top);
+  virtual void Forward_gpu(const vector<Blob<Dtype>*>& bottom,
+      const vector<Blob<Dtype>*>& top);
+
+  /// The gradient with respect to the scores, times the top's diff (the
+  /// loss_weight). Targets and weights have none: propagate_down[1] and [2]
+  /// must be false. The divisor is that of the last Forward.
+  virtual void Backward_cpu(const vector<Blob<Dtype>*>& top,
+      const vector<bool>& propagate_down, const vector<Blob<Dtype>*>& bottom);
+  virtual void Backward_gpu(const vector<Blob<Dtype>*>& top,
+      const vector<bool>& propagate_down, const vector<Blob<Dtype>*>& bottom);
+
+  /// Fatal where propagate_down asks for a gradient that there is not.
+  void CheckPropagateDown(const vector<bool>& propagate_down) const;
+  /// The kernels' arguments, for data on the CPU.
+  sigmoid_ce::Inputs Inputs(const vector<Blob<Dtype>*>& bottom) const;
+  sigmoid_ce::Options Options(const vector<Blob<Dtype>*>& bottom) const;
+  /// Fatal unless the kernels could do what was asked.
+  void Check(const sigmoid_ce::Status& status) const;
+  /// How messages begin.
+  string Name() const;
+
+  /// What SetUp read; arrays are filled in by Options().
+  sigmoid_ce::Options options_;
+  vector<double> pos_weight_;
+  bool has_weight_;
+  Dtype weight_;
+
+  /// Of the scores, and the element weights' steps along it in bytes.
+  vector<int64_t> shape_;
+  vector<int64_t> weight_strides_;
+
+  /// What the last Forward divided by.
+  double divisor_;
+};
+
+}  // namespace caffe
+
+#endif  // CAFFE_SIGMOID_CROSS_ENTROPY_LOSS_LAYER_HPP_

@@ -1,0 +1,237 @@
+// sigmoid_ce 0.1.0, made from its sources by tools/make_overlay.py.
+// (c) 2026, the sigmoid_ce developers. BSD 2-Clause License.
+#ifndef CAFFE_UTIL_SIGMOID_CE_HPP_
+#define CAFFE_UTIL_SIGMOID_CE_HPP_
+
+#include <cstdint>
+// The version: the only place that states it. CMake and the Python package read
+// it from here.
+
+#define SIGMOID_CE_VERSION "0.1.0"
+
+// What every function of the C++ API returns: a code, the argument at fault and
+// one sentence.
+
+namespace sigmoid_ce {
+
+enum class Code {
+  kOk = 0,
+  kInvalidArgument,  // an argument has a wrong value; `argument` names it
+  kUnsupported,  // the machine lacks what was asked for (an instruction set,
+                 // say)
+  kOutOfMemory,  // the staging buffers could not be allocated; nothing was
+                 // computed
+};
+
+// No allocation and no exception: both strings have static storage.
+struct Status {
+  Code code;
+  const char* argument;  // name of the argument at fault, "" when there is none
+  const char* message;   // what was expected, "" when ok
+
+  Status() : code(Code::kOk), argument(""), message("") {}
+  Status(Code c, const char* arg, const char* text)
+      : code(c), argument(arg), message(text) {}
+  bool ok() const { return code == Code::kOk; }
+};
+
+}  // namespace sigmoid_ce
+
+// Arrays and options of the loss. Semantics are Caffe's
+// (SigmoidCrossEntropyLossLayer, LossParameter).
+
+namespace sigmoid_ce {
+
+enum class DType : std::uint8_t {
+  kFloat32 = 0,
+  kFloat64 = 1,
+  kBool = 2,  // a byte; any value but 0 is true
+  kUint8 = 3,
+  kInt8 = 4,
+  kInt32 = 5,
+  kInt64 = 6,  // saturated to 32 bits before it becomes a float; ignore_label
+               // compares all 64 bits
+};
+
+// An array that is read. `strides` holds one stride in bytes per axis of
+// Inputs::shape (0 broadcasts, negative is fine). Without strides the array is
+// contiguous in C order and `data` points at the element of index
+// Inputs::first_index; with strides `data` points at element 0 of the whole
+// shape.
+struct ConstArray {
+  const void* data;
+  DType dtype;
+  const std::int64_t* strides;
+
+  ConstArray() : data(nullptr), dtype(DType::kFloat32), strides(nullptr) {}
+  ConstArray(const void* d, DType t, const std::int64_t* s = nullptr)
+      : data(d), dtype(t), strides(s) {}
+};
+
+// An array that is written, of the scores' dtype. Same addressing as
+// ConstArray.
+struct MutableArray {
+  void* data;
+  const std::int64_t* strides;
+
+  MutableArray() : data(nullptr), strides(nullptr) {}
+  explicit MutableArray(void* d, const std::int64_t* s = nullptr)
+      : data(d), strides(s) {}
+};
+
+// Scores and targets of one shape. A call computes `count` elements in C order
+// from `first_index` on, so that data may be cut: channels and broadcast
+// weights go by the index in the whole shape.
+struct Inputs {
+  ConstArray scores;   // kFloat32 or kFloat64
+  ConstArray targets;  // the scores' dtype, or any integer type of DType
+  const std::int64_t* shape;
+  int ndim;  // 0..kMaxDims
+  std::int64_t first_index;
+  std::int64_t count;  // -1: all from first_index to the end
+
+  Inputs() : shape(nullptr), ndim(0), first_index(0), count(-1) {}
+};
+
+constexpr int kMaxDims = 64;
+
+// The divisor of the sum is max(1, d), with d by mode.
+enum class Normalization : std::uint8_t {
+  kFull,   // the number of elements of the whole shape
+  kValid,  // the number of elements that are not ignored, among those of the
+           // call (or of a Partial): a gradient in pieces needs the number of
+           // the whole, by kNumber
+  kBatchSize,  // shape[0]; 1 for a 0-d score
+  kNone,       // 1
+  kNumber,     // Options::divisor itself, any finite number above 0: for shards
+               // and streams
+};
+
+struct Options {
+  // Factor on the positive part of the loss. Count 0: off; 1: one number;
+  // otherwise one number per channel, and then the count is shape[1]. Finite
+  // and >= 0; rounded to the scores' dtype.
+  const double* pos_weight;
+  std::int64_t pos_weight_count;
+
+  // Factor per element, of the scores' dtype, kBool, kUint8 or kInt8; `data`
+  // null: off. Broadcasts by zero strides. An element of weight 0 is masked:
+  // loss and gradient +0, counted as valid.
+  ConstArray weight;
+
+  // An element whose target, truncated to an integer, equals the label gives +0
+  // and is not valid.
+  bool has_ignore_label;
+  std::int64_t ignore_label;
+
+  Normalization normalization;
+  double divisor;      // for kNumber
+  double loss_weight;  // factor on the gradient (Caffe's top diff); the loss
+                       // does not have it
+
+  Options()
+      : pos_weight(nullptr),
+        pos_weight_count(0),
+        has_ignore_label(false),
+        ignore_label(0),
+        normalization(Normalization::kBatchSize),
+        divisor(1.0),
+        loss_weight(1.0) {}
+};
+
+}  // namespace sigmoid_ce
+
+// The result of a forward pass over some elements: an exact sum and counts.
+// Every word is additive.
+
+namespace sigmoid_ce {
+
+// The sum of block sums as a fixed-point number, value = sum of limb[k] * 2^(32
+// k - 1088): no rounding, so the order of addition does not matter, and integer
+// addition of all words (an all-reduce with SUM, at most 2^30 normalised parts)
+// merges two partials. A double of any exponent fits, 2^63 of them too.
+struct Partial {
+  static constexpr int kLimbs = 68;
+  static constexpr int kWords = kLimbs + 5;
+
+  std::int64_t limb[kLimbs];
+  std::int64_t n_nan;     // blocks of 4096 elements whose sum was NaN
+  std::int64_t n_posinf;  // ... was +inf
+  std::int64_t n_neginf;  // ... was -inf
+  std::int64_t n_valid;   // elements not ignored
+  std::int64_t n_total;   // all elements
+
+  Partial();  // zero
+  void add(
+      double block_sum);  // exact; at most 2^30 calls between two normalize()
+  void add(const Partial& other);  // exact; normalises both
+  void
+  normalize();  // carries: limbs 0..66 into [0, 2^32), the sign in the last
+  double sum()
+      const;  // rounded once, to nearest even; NaN and infinities by the counts
+  bool operator==(const Partial& other) const;  // after normalising
+};
+
+// 73 additive words, in the order of the members: what an all-reduce carries.
+static_assert(sizeof(Partial) == Partial::kWords * sizeof(std::int64_t),
+              "Partial is its words");
+
+}  // namespace sigmoid_ce
+
+// The loss on the CPU. Formula, bounds and the guarantee of equal bits:
+// docs/numerics.md.
+//
+//   loss = w (p t log(1 + exp(-x)) + (1 - t) log(1 + exp(x)))     score x,
+//   target t, pos_weight p, weight w for p = w = 1: max(x, 0) - x t +
+//   log1p(exp(-|x|))
+//
+// Thread-safe and fork-safe. Inputs are never written. No exception leaves
+// these functions. Memory: where an array is strided, broadcast or converted,
+// 160 KiB per thread of the call, kept for the next call; else none.
+
+namespace sigmoid_ce {
+namespace cpu {
+
+// The sum of the losses and the counts.
+Status forward(const Inputs& inputs, const Options& options, Partial* partial);
+
+// The loss of each element: reduction "none", no divisor.
+Status elementwise(const Inputs& inputs, const Options& options,
+                   const MutableArray& losses);
+
+// d loss / d scores, times loss_weight / divisor. The output may be the scores
+// array itself; any other overlap with an input is refused where the arrays are
+// contiguous, and not allowed where they are strided.
+Status backward(const Inputs& inputs, const Options& options,
+                const MutableArray& gradient);
+
+// Both in one pass over memory.
+Status forward_backward(const Inputs& inputs, const Options& options,
+                        Partial* partial, const MutableArray& gradient);
+
+// The divisor max(1, d) that `options` asks for, and sum / divisor in float64.
+double divisor(const Inputs& inputs, const Options& options,
+               const Partial& partial);
+double loss(const Inputs& inputs, const Options& options,
+            const Partial& partial);
+
+// Instruction sets: "scalar", "avx2", "avx512", "neon". The best that the
+// machine has is used, unless the environment variable SIGMOID_CE_ISA or
+// set_isa names another. The result's bits do not depend on it. A variable that
+// names none makes calls return an error, as does SIGMOID_CE_NUM_THREADS below.
+Status set_isa(const char* name);  // nullptr: back to the default
+const char* isa();  // the one in use, "" when SIGMOID_CE_ISA names none
+int isa_count();    // compiled in and supported here
+const char* isa_name(int index);  // best first, nullptr outside of the range
+int compiled_isa_count();  // compiled in, whether this machine has them or not
+const char* compiled_isa_name(int index);
+
+// Threads: by default as many as the process may use (affinity, cgroup quota),
+// or SIGMOID_CE_NUM_THREADS.
+Status set_num_threads(int n);  // 0: back to the default
+int num_threads();              // 0 when SIGMOID_CE_NUM_THREADS is no number
+
+}  // namespace cpu
+}  // namespace sigmoid_ce
+
+#endif  // CAFFE_UTIL_SIGMOID_CE_HPP_

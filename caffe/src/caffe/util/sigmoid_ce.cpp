@@ -1,0 +1,1691 @@
+// sigmoid_ce 0.1.0, made from its sources by tools/make_overlay.py.
+// (c) 2026, the sigmoid_ce developers. BSD 2-Clause License.
+// NOLINT_NEXT_LINE(build/include_order)
+#include <pthread.h>
+// NOLINT_NEXT_LINE(build/include_order)
+#include <sched.h>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <condition_variable>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <mutex>
+#include <new>
+#include <string>
+#include <system_error>
+#include <thread>
+
+#include "caffe/util/sigmoid_ce.hpp"
+
+// Exact addition of doubles: the fixed-point number behind Partial, value = sum
+// of limb[k] 2^(32 k - 1088).
+//
+// Limbs are 64-bit integers that hold 32 bits each, so that 2^30 values can be
+// added before a carry has to be passed on, and integer addition, in any order
+// and on any device, merges two numbers.
+
+namespace sigmoid_ce {
+namespace math {
+
+constexpr int kLimbs = 68;
+constexpr int kLimbBias =
+    1088;  // limb[0] counts units of 2^-1088; a double's lowest bit is 2^-1074
+
+// Adds a finite value.
+inline void exact_add(std::int64_t* limb, double value) {
+  std::uint64_t bits;
+// NOLINT_NEXT_LINE(caffe/alt_fn)
+  std::memcpy(&bits, &value, sizeof bits);
+  const int exponent = static_cast<int>(bits >> 52) & 0x7ff;
+  std::uint64_t mantissa = bits & ((std::uint64_t(1) << 52) - 1);
+  if (exponent != 0) mantissa |= std::uint64_t(1) << 52;
+  // value = +- mantissa * 2^(e - 1075), e = max(exponent, 1)
+  const int shift =
+      (exponent != 0 ? exponent : 1) - 1075 + kLimbBias;  // 14 .. 2059
+  const int k = shift / 32;
+  const int s = shift % 32;
+  // 53 + 31 bits over three limbs.
+  const std::uint64_t low = (mantissa << s) & 0xffffffffu;
+  const std::uint64_t middle = (mantissa >> (32 - s)) & 0xffffffffu;
+  const std::uint64_t high = s ? mantissa >> (64 - s) : 0;
+  if (bits >> 63) {
+    limb[k] -= static_cast<std::int64_t>(low);
+    limb[k + 1] -= static_cast<std::int64_t>(middle);
+    limb[k + 2] -= static_cast<std::int64_t>(high);
+  } else {
+    limb[k] += static_cast<std::int64_t>(low);
+    limb[k + 1] += static_cast<std::int64_t>(middle);
+    limb[k + 2] += static_cast<std::int64_t>(high);
+  }
+}
+
+// Carries: every limb but the last into [0, 2^32); the last keeps the sign.
+inline void exact_normalize(std::int64_t* limb) {
+  std::int64_t carry = 0;
+  for (int k = 0; k < kLimbs - 1; ++k) {
+    const std::int64_t v = limb[k] + carry;
+    carry = v >> 32;  // floor
+    limb[k] = v & 0xffffffff;
+  }
+  limb[kLimbs - 1] += carry;
+}
+
+// The value of normalised limbs, rounded once to nearest, ties to even;
+// overflow gives infinity.
+inline double exact_round(const std::int64_t* normalized) {
+  std::int64_t limb[kLimbs];
+// NOLINT_NEXT_LINE(caffe/alt_fn)
+  std::memcpy(limb, normalized, sizeof limb);
+  const bool negative = limb[kLimbs - 1] < 0;
+  if (negative) {
+    for (int k = 0; k < kLimbs; ++k) limb[k] = -limb[k];
+    exact_normalize(limb);
+  }
+  int top = kLimbs - 1;
+  while (top >= 0 && limb[top] == 0) --top;
+  if (top < 0) return 0.0;
+
+  int width = 0;  // bits of the top limb; the last limb may exceed 32
+  while (width < 63 && (limb[top] >> width) != 0) ++width;
+  // Position of the leading bit and of the lowest bit that the result keeps, in
+  // units of 2^-1088.
+  const int lead = 32 * top + width - 1;
+  const int lowest_double = kLimbBias - 1074;
+  const int lowest = lead - 52 > lowest_double ? lead - 52 : lowest_double;
+  if (lead >= kLimbBias + 1024) {
+    const double infinity = std::numeric_limits<double>::infinity();
+    return negative ? -infinity : infinity;
+  }
+
+  // Bits [lowest, lead] as an integer, the bit below for rounding, and whether
+  // anything is below that.
+  std::uint64_t mantissa = 0;
+  for (int bit = lead; bit >= lowest; --bit) {
+    const int k = bit / 32 < kLimbs - 1 ? bit / 32 : kLimbs - 1;
+    mantissa = 2 * mantissa + ((limb[k] >> (bit - 32 * k)) & 1);
+  }
+  const int half = lowest - 1;  // >= 13
+  const bool half_set = (limb[half / 32] >> (half % 32)) & 1;
+  bool sticky = (limb[half / 32] & ((std::int64_t(1) << (half % 32)) - 1)) != 0;
+  for (int k = 0; !sticky && k < half / 32; ++k) sticky = limb[k] != 0;
+  if (half_set && (sticky || (mantissa & 1))) ++mantissa;
+
+  // mantissa * 2^(lowest - 1088): built from its fields, since 2^53 carries
+  // into the exponent by itself.
+  std::uint64_t bits;
+  if (mantissa >> 52 == 0) {
+    bits = mantissa;  // subnormal, lowest == lowest_double
+  } else {
+    const std::uint64_t exponent =
+        static_cast<std::uint64_t>(lowest - lowest_double + 1);
+    bits = ((exponent - 1) << 52) +
+           mantissa;  // the implicit bit adds 1 to the exponent, a carry 1 more
+  }
+  if (negative) bits |= std::uint64_t(1) << 63;
+  double value;
+// NOLINT_NEXT_LINE(caffe/alt_fn)
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+}  // namespace math
+}  // namespace sigmoid_ce
+
+namespace sigmoid_ce {
+
+constexpr int Partial::kLimbs;
+constexpr int Partial::kWords;
+
+static_assert(Partial::kLimbs == math::kLimbs, "one number of limbs");
+
+// NOLINT_NEXT_LINE(caffe/alt_fn)
+Partial::Partial() { std::memset(this, 0, sizeof *this); }
+
+void Partial::add(double block_sum) {
+  if (std::isfinite(block_sum)) {
+    math::exact_add(limb, block_sum);
+  } else if (std::isnan(block_sum)) {
+    ++n_nan;
+  } else if (block_sum > 0) {
+    ++n_posinf;
+  } else {
+    ++n_neginf;
+  }
+}
+
+void Partial::add(const Partial& other) {
+  Partial o = other;
+  o.normalize();
+  normalize();
+  for (int k = 0; k < kLimbs; ++k) limb[k] += o.limb[k];
+  n_nan += o.n_nan;
+  n_posinf += o.n_posinf;
+  n_neginf += o.n_neginf;
+  n_valid += o.n_valid;
+  n_total += o.n_total;
+  normalize();
+}
+
+void Partial::normalize() { math::exact_normalize(limb); }
+
+double Partial::sum() const {
+  if (n_nan > 0 || (n_posinf > 0 && n_neginf > 0))
+    return std::numeric_limits<double>::quiet_NaN();
+  if (n_posinf > 0) return std::numeric_limits<double>::infinity();
+  if (n_neginf > 0) return -std::numeric_limits<double>::infinity();
+  Partial p = *this;
+  p.normalize();
+  return math::exact_round(p.limb);
+}
+
+bool Partial::operator==(const Partial& other) const {
+  Partial a = *this, b = other;
+  a.normalize();
+  b.normalize();
+  return std::memcmp(&a, &b, sizeof a) == 0;
+}
+
+}  // namespace sigmoid_ce
+// What the operating system says of the machine.
+
+namespace sigmoid_ce {
+namespace cpu {
+
+// The CPUs that this process may use: affinity mask and cgroup quota, at
+// least 1.
+int usable_cpus();
+
+// CPUs by the bandwidth limits of a process's cgroups (version 1 and 2),
+// rounded up: the smallest on the way from its own cgroup up to the root. 0: no
+// limit. `self` lists the cgroups as /proc/self/cgroup does, and `root` is
+// where they are mounted, as /sys/fs/cgroup is.
+int cgroup_cpus(const char* self, const char* root);
+
+// Bytes of the last-level cache of one CPU; a common size where it is not
+// known.
+std::int64_t cache_size();
+
+}  // namespace cpu
+}  // namespace sigmoid_ce
+
+namespace sigmoid_ce {
+namespace cpu {
+namespace {
+
+// CPUs by the bandwidth limit of one cgroup folder, rounded up; 0: no limit.
+int quota_of(const std::string& folder) {
+// NOLINT_NEXT_LINE(runtime/int)
+  long long quota = -1, period = -1;
+  if (std::FILE* f = std::fopen((folder + "/cpu.max").c_str(),
+                                "r")) {  // version 2; "max" when unlimited
+    if (std::fscanf(f, "%lld %lld", &quota, &period) != 2) quota = -1;
+    std::fclose(f);
+  } else {
+    const char* const names[] = {"/cpu.cfs_quota_us", "/cpu.cfs_period_us"};
+// NOLINT_NEXT_LINE(runtime/int)
+    long long* const values[] = {&quota, &period};
+    for (int i = 0; i < 2; ++i) {
+      if (std::FILE* g = std::fopen((folder + names[i]).c_str(), "r")) {
+        if (std::fscanf(g, "%lld", values[i]) != 1) *values[i] = -1;
+        std::fclose(g);
+      }
+    }
+  }
+  if (quota <= 0 || period <= 0) return 0;
+  return static_cast<int>((quota + period - 1) / period);
+}
+
+int affinity_cpus() {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+  // More CPUs than cpu_set_t holds.
+  return static_cast<int>(std::thread::hardware_concurrency());
+}
+
+// From sysfs and not from sysconf, which adds up the caches of all CPUs on some
+// machines.
+std::int64_t find_cache_size() {
+  std::int64_t largest = 0;
+  for (int index = 0; index < 8; ++index) {
+    char path[64];
+    std::snprintf(path, sizeof path,
+                  "/sys/devices/system/cpu/cpu0/cache/index%d/size", index);
+    std::FILE* f = std::fopen(path, "r");
+    if (f == nullptr) continue;
+// NOLINT_NEXT_LINE(runtime/int)
+    long long size = 0;
+    char unit = ' ';
+    if (std::fscanf(f, "%lld%c", &size, &unit) >= 1) {
+      const std::int64_t bytes = size * (unit == 'K'   ? 1 << 10
+                                         : unit == 'M' ? 1 << 20
+                                                       : 1);
+      if (bytes > largest) largest = bytes;
+    }
+    std::fclose(f);
+  }
+  return largest > 0 ? largest : 32 << 20;
+}
+
+}  // namespace
+
+int cgroup_cpus(const char* self, const char* mounted) {
+  std::FILE* f = std::fopen(self, "r");
+  if (f == nullptr) return 0;
+  int least = 0;
+  char line[4096];
+  while (std::fgets(line, sizeof line, f)) {
+    // hierarchy:controllers:path
+    char* controllers = std::strchr(line, ':');
+    char* path = controllers ? std::strchr(controllers + 1, ':') : nullptr;
+    if (path == nullptr) continue;
+    *path++ = '\0';
+    ++controllers;
+    path[std::strcspn(path, "\n")] = '\0';
+    std::string root;
+    if (*controllers == '\0') {
+      root = mounted;
+    } else if ((std::string(",") + controllers + ",").find(",cpu,") !=
+               std::string::npos) {
+      root = std::string(mounted) + "/" + controllers;
+    } else {
+      continue;
+    }
+    for (std::string p = path;; p.resize(p.rfind('/'))) {
+      const int quota = quota_of(root + p);
+      if (quota > 0 && (least == 0 || quota < least)) least = quota;
+      if (p.rfind('/') == std::string::npos) break;
+    }
+  }
+  std::fclose(f);
+  return least;
+}
+
+int usable_cpus() {
+  int n = affinity_cpus();
+  try {
+    const int quota = cgroup_cpus("/proc/self/cgroup", "/sys/fs/cgroup");
+    if (quota > 0 && quota < n) n = quota;
+  } catch (const std::bad_alloc&) {
+    // Without the quota then.
+  }
+  return n > 1 ? n : 1;
+}
+
+std::int64_t cache_size() {
+  static const std::int64_t size = find_cache_size();
+  return size;
+}
+
+}  // namespace cpu
+}  // namespace sigmoid_ce
+// Worker threads that are started once and wait between calls.
+
+namespace sigmoid_ce {
+namespace cpu {
+
+// Calls task(context) on this thread and on up to threads - 1 workers at the
+// same time, and returns when all calls have returned. A worker that comes too
+// late is not called, and none is while another thread's task has the workers:
+// the task must do all its work with one call too.
+void run_parallel(int threads, void (*task)(void* context), void* context);
+
+}  // namespace cpu
+}  // namespace sigmoid_ce
+
+namespace sigmoid_ce {
+namespace cpu {
+namespace {
+
+void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+// A sleeping thread takes longer to wake than a small call takes to run, so
+// threads look for work (and for the end of it) this long before they sleep.
+// Short, since a busy CPU is taken from somebody else.
+constexpr std::chrono::microseconds kSpin(20);
+
+template <class Condition>
+bool spin_until(Condition condition) {
+  const auto end = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < 32; ++i) {
+      if (condition()) return true;
+      relax();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return condition();
+}
+
+class Pool {
+ public:
+  // One task at a time: false when another thread has the workers.
+  bool acquire() { return !taken_.exchange(true, std::memory_order_acquire); }
+  void release() { taken_.store(false, std::memory_order_release); }
+
+// NOLINT_NEXT_LINE(readability/casting)
+  void run(int helpers, void (*task)(void*), void* context) {
+    start_workers(helpers);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      task_ = task;
+      context_ = context;
+      open_.store(helpers, std::memory_order_relaxed);
+    }
+    if (helpers == 1) {
+      wake_.notify_one();
+    } else {
+      wake_.notify_all();
+    }
+    task(context);
+    std::unique_lock<std::mutex> lock(mutex_);
+    open_.store(0, std::memory_order_relaxed);
+    if (running_.load(std::memory_order_relaxed) == 0) return;
+    lock.unlock();
+    spin_until(
+        [this] { return running_.load(std::memory_order_relaxed) == 0; });
+    lock.lock();
+    done_.wait(
+        lock, [this] { return running_.load(std::memory_order_relaxed) == 0; });
+  }
+
+ private:
+  // Fewer, or none, where the system refuses a thread: the caller does the work
+  // then.
+  void start_workers(int count) {
+    while (workers_ < count) {
+      try {
+        std::thread(&Pool::work, this).detach();
+      } catch (const std::system_error&) {
+        return;
+      } catch (const std::bad_alloc&) {
+        return;
+      }
+      ++workers_;
+    }
+  }
+
+  void work() {
+    for (;;) {
+      spin_until([this] { return open_.load(std::memory_order_relaxed) > 0; });
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock,
+                 [this] { return open_.load(std::memory_order_relaxed) > 0; });
+      open_.fetch_sub(1, std::memory_order_relaxed);
+      running_.fetch_add(1, std::memory_order_relaxed);
+// NOLINT_NEXT_LINE(readability/casting)
+      void (*task)(void*) = task_;
+      void* context = context_;
+      lock.unlock();
+      task(context);
+      lock.lock();
+      running_.fetch_sub(1, std::memory_order_relaxed);
+      done_.notify_one();
+    }
+  }
+
+  std::atomic<bool> taken_{false};
+  int workers_ = 0;  // of the thread that acquired the pool
+
+  // Changed under the mutex; atomic so that spinning threads may look without
+  // it.
+  std::mutex mutex_;
+  std::condition_variable wake_, done_;
+  std::atomic<int> open_{0};     // workers that may still join
+  std::atomic<int> running_{0};  // workers that have
+// NOLINT_NEXT_LINE(readability/casting)
+  void (*task_)(void*) = nullptr;
+  void* context_ = nullptr;
+};
+
+// Never destroyed: workers sleep in it until the process ends. A forked child
+// has no workers, and the parent's pool may be locked in it for ever, so it
+// starts another.
+std::atomic<Pool*> pool{nullptr};
+
+void forget_pool() { pool.store(nullptr, std::memory_order_relaxed); }
+
+Pool* get_pool() {
+  Pool* p = pool.load(std::memory_order_acquire);
+  if (p != nullptr) return p;
+  static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
+  if (registered != 0) return nullptr;
+  Pool* fresh = new (std::nothrow) Pool;
+  if (fresh == nullptr) return nullptr;
+  if (pool.compare_exchange_strong(p, fresh, std::memory_order_acq_rel))
+    return fresh;
+  delete fresh;  // another thread was first
+  return p;
+}
+
+}  // namespace
+
+void run_parallel(int threads, void (*task)(void* context), void* context) {
+  Pool* p = threads > 1 ? get_pool() : nullptr;
+  if (p == nullptr || !p->acquire()) {
+    task(context);
+    return;
+  }
+  p->run(threads - 1, task, context);
+  p->release();
+}
+
+}  // namespace cpu
+}  // namespace sigmoid_ce
+// Who picks the instruction set and the number of threads.
+
+// What the dispatcher asks of an instruction set: a table of kernels, each for
+// a run of elements.
+
+namespace sigmoid_ce {
+namespace cpu {
+
+enum Operation {
+  kForward,
+  kElementwise,
+  kBackward,
+  kForwardBackward,
+  kOperations
+};
+
+// A run starts at a block boundary. Arrays are contiguous, of any alignment; T
+// is the scores' type.
+struct Run {
+  const void* scores;   // T
+  const void* targets;  // the target type of the kernel
+  void* out;            // T: losses or gradients; unused in kForward
+  std::int64_t n;
+  bool stream;   // write `out` past the caches; it is aligned to 64 bytes then
+  double scale;  // factor on the gradient, a value of T
+
+  // General kernels only.
+  bool has_pos_weight;
+  double pos_weight;        // a value of T, where pos_weights is null
+  const void* pos_weights;  // T per element, or null
+  double weight;            // a value of T, where weights is null
+  const void* weights;      // T per element, or null
+  bool has_ignore_label;
+  double ignore_low,
+      ignore_high;  // float targets: ignored when low <= t <= high
+  std::int64_t
+      ignore_label;  // integer targets; in the range of the target type
+
+  // Results: one sum per block (kForward, kForwardBackward), and how many
+  // elements were ignored.
+  double* block_sums;
+  std::int64_t ignored;
+};
+
+// NOLINT_NEXT_LINE(readability/casting)
+using Kernel = void (*)(Run* run);
+// How many of n targets are ignored.
+// NOLINT_NEXT_LINE(readability/casting)
+using CountKernel = std::int64_t (*)(const Run& run);
+
+// Indices: scores float32, float64; targets by kTarget*; plain or general.
+enum Target {
+  kTargetScores,
+  kTargetBool,
+  kTargetUint8,
+  kTargetInt8,
+  kTargetInt32,
+  kTargetInt64,
+  kTargets
+};
+
+struct KernelTable {
+  const char* name;
+  Kernel run[2][kTargets][kOperations][2];
+  CountKernel count[2][kTargets];
+};
+
+// Null where the instruction set does not exist on this architecture.
+const KernelTable* scalar_kernels();
+const KernelTable* avx2_kernels();
+const KernelTable* avx512_kernels();
+const KernelTable* neon_kernels();
+
+}  // namespace cpu
+}  // namespace sigmoid_ce
+
+namespace sigmoid_ce {
+namespace cpu {
+
+// Errors are those of the environment variables SIGMOID_CE_ISA and
+// SIGMOID_CE_NUM_THREADS.
+Status find_kernels(const KernelTable** table);
+Status find_threads(int* threads);
+
+}  // namespace cpu
+}  // namespace sigmoid_ce
+
+namespace sigmoid_ce {
+namespace cpu {
+namespace {
+
+// __builtin_cpu_supports asks CPUID and, for vector registers, whether the
+// operating system saves them.
+bool supported(const char* name) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (std::strcmp(name, "avx2") == 0) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("popcnt");
+  }
+  if (std::strcmp(name, "avx512") == 0) {
+    return __builtin_cpu_supports("avx512f") &&
+           __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("popcnt");
+  }
+#endif
+  static_cast<void>(name);
+  return true;
+}
+
+struct Isa {
+  const char* name;
+  // Not to be called before the CPU check: the code that fills a table uses the
+  // instruction set.
+  const KernelTable* (*kernels)();
+};
+
+// Compiled in, best first.
+const Isa kCompiled[] = {
+#if defined(__x86_64__)
+    {"avx512", avx512_kernels},
+    {"avx2", avx2_kernels},
+#elif defined(__aarch64__)
+    {"neon", neon_kernels},
+#endif
+    {"scalar", scalar_kernels},
+};
+constexpr int kCompiledCount =
+    static_cast<int>(sizeof(kCompiled) / sizeof(kCompiled[0]));
+
+// Compiled in and supported by this machine, best first.
+struct Tables {
+  const KernelTable* list[kCompiledCount];
+  int count;
+
+  Tables() : list(), count(0) {
+    for (const Isa& isa : kCompiled) {
+      if (supported(isa.name)) list[count++] = isa.kernels();
+    }
+  }
+
+  const KernelTable* find(const char* name) const {
+    for (int i = 0; i < count; ++i) {
+      if (std::strcmp(list[i]->name, name) == 0) return list[i];
+    }
+    return nullptr;
+  }
+};
+
+const Tables& tables() {
+  static const Tables t;
+  return t;
+}
+
+// Null where SIGMOID_CE_ISA names one that is not to be had.
+const KernelTable* default_table() {
+  const char* name = std::getenv("SIGMOID_CE_ISA");
+  return name != nullptr && *name != '\0' ? tables().find(name)
+                                          : tables().list[0];
+}
+
+std::atomic<const KernelTable*> chosen{nullptr};
+
+constexpr int kMaxThreads = 1 << 16;
+
+// 0 where SIGMOID_CE_NUM_THREADS is no number of threads.
+int default_threads() {
+  const char* text = std::getenv("SIGMOID_CE_NUM_THREADS");
+  if (text == nullptr || *text == '\0') return usable_cpus();
+  char* end = nullptr;
+// NOLINT_NEXT_LINE(runtime/int)
+  const long n = std::strtol(text, &end, 10);
+  return *end == '\0' && n >= 1 && n <= kMaxThreads ? static_cast<int>(n) : 0;
+}
+
+std::atomic<int> set_threads{0};  // by set_num_threads; 0: the default
+
+// The default, looked up once per process; a forked worker may have another
+// affinity.
+constexpr int kUnknown = -1;
+std::atomic<int> found_threads{kUnknown};
+
+void forget_threads() {
+  found_threads.store(kUnknown, std::memory_order_relaxed);
+}
+
+}  // namespace
+
+Status find_kernels(const KernelTable** table) {
+  const KernelTable* t = chosen.load(std::memory_order_acquire);
+  if (t == nullptr) {
+    t = default_table();
+    if (t == nullptr) {
+      return Status(Code::kUnsupported, "SIGMOID_CE_ISA",
+                    "expected an instruction set that is compiled in and that "
+                    "this machine has");
+    }
+    chosen.store(t, std::memory_order_release);
+  }
+  *table = t;
+  return Status();
+}
+
+Status find_threads(int* threads) {
+  *threads = num_threads();
+  if (*threads > 0) return Status();
+  return Status(Code::kInvalidArgument, "SIGMOID_CE_NUM_THREADS",
+                "expected 1 to 65536 threads");
+}
+
+Status set_isa(const char* name) {
+  if (name == nullptr) {
+    chosen.store(nullptr, std::memory_order_release);
+    return Status();
+  }
+  const KernelTable* t = tables().find(name);
+  if (t == nullptr) {
+    return Status(Code::kUnsupported, "isa",
+                  "expected an instruction set that is compiled in and that "
+                  "this machine has");
+  }
+  chosen.store(t, std::memory_order_release);
+  return Status();
+}
+
+const char* isa() {
+  const KernelTable* t = nullptr;
+  return find_kernels(&t).ok() ? t->name : "";
+}
+
+int compiled_isa_count() { return kCompiledCount; }
+const char* compiled_isa_name(int index) {
+  return index >= 0 && index < kCompiledCount ? kCompiled[index].name : nullptr;
+}
+int isa_count() { return tables().count; }
+const char* isa_name(int index) {
+  return index >= 0 && index < tables().count ? tables().list[index]->name
+                                              : nullptr;
+}
+
+Status set_num_threads(int n) {
+  if (n < 0 || n > kMaxThreads) {
+    return Status(Code::kInvalidArgument, "n",
+                  "expected 1 to 65536 threads, or 0 for the default");
+  }
+  if (n == 0) forget_threads();
+  set_threads.store(n, std::memory_order_relaxed);
+  return Status();
+}
+
+int num_threads() {
+  const int n = set_threads.load(std::memory_order_relaxed);
+  if (n > 0) return n;
+  int found = found_threads.load(std::memory_order_relaxed);
+  if (found == kUnknown) {
+    static const int registered =
+        pthread_atfork(nullptr, nullptr, forget_threads);
+    static_cast<void>(registered);
+    found = default_threads();
+    found_threads.store(found, std::memory_order_relaxed);
+  }
+  return found;
+}
+
+}  // namespace cpu
+}  // namespace sigmoid_ce
+// The C++ API: checks the arguments, cuts the elements into runs for the
+// threads, stages what is not contiguous, and adds the block sums.
+
+#if defined(__x86_64__)
+// NOLINT_NEXT_LINE(build/include_order)
+#include <emmintrin.h>
+#endif
+
+// Round to nearest, subnormals kept: what the guarantee of equal bits needs.
+// The caller's own mode (and exception flags) come back at the end of the
+// scope.
+
+#if defined(__x86_64__) || defined(__i386__)
+// NOLINT_NEXT_LINE(build/include_order)
+#include <xmmintrin.h>
+#elif !defined(__aarch64__)
+#include <cfenv>
+#endif
+
+namespace sigmoid_ce {
+namespace cpu {
+
+class FloatEnvironment {
+ public:
+#if defined(__x86_64__) || defined(__i386__)
+  FloatEnvironment() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+  ~FloatEnvironment() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#elif defined(__aarch64__)
+  FloatEnvironment() {
+    __asm__ volatile("mrs %0, fpcr" : "=r"(saved_));
+    __asm__ volatile("msr fpcr, %0" : : "r"(std::uint64_t(0)) : "memory");
+  }
+  ~FloatEnvironment() {
+    __asm__ volatile("msr fpcr, %0" : : "r"(saved_) : "memory");
+  }
+
+ private:
+  std::uint64_t saved_;
+#else
+  FloatEnvironment() {
+    std::fegetenv(&saved_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~FloatEnvironment() { std::fesetenv(&saved_); }
+
+ private:
+  std::fenv_t saved_;
+#endif
+
+ public:
+  FloatEnvironment(const FloatEnvironment&) = delete;
+  FloatEnvironment& operator=(const FloatEnvironment&) = delete;
+};
+
+}  // namespace cpu
+}  // namespace sigmoid_ce
+
+// Strided arrays as the loop sees them: contiguous, uniform, or copied block by
+// block.
+
+namespace sigmoid_ce {
+namespace cpu {
+
+// Axes of length 1 dropped and axes that lie in one stride merged, so that most
+// arrays have one or two.
+class View {
+ public:
+  // `strides` null: contiguous, and `data` is the element of index `first`.
+  View(const void* data, std::int64_t itemsize, const std::int64_t* shape,
+       int ndim, const std::int64_t* strides, std::int64_t first)
+      : itemsize_(itemsize), ndim_(0) {
+    base_ = reinterpret_cast<std::uintptr_t>(data);
+    if (strides == nullptr) {
+      base_ -= static_cast<std::uintptr_t>(first * itemsize);
+      extent_[0] = INT64_MAX;
+      stride_[0] = itemsize;
+      ndim_ = 1;
+      return;
+    }
+    for (int d = 0; d < ndim; ++d) {
+      if (shape[d] == 1) continue;
+      if (ndim_ > 0 && stride_[ndim_ - 1] == strides[d] * shape[d]) {
+        extent_[ndim_ - 1] *= shape[d];
+        stride_[ndim_ - 1] = strides[d];
+      } else {
+        extent_[ndim_] = shape[d];
+        stride_[ndim_] = strides[d];
+        ++ndim_;
+      }
+    }
+    if (ndim_ == 0) {
+      extent_[0] = 1;
+      stride_[0] = itemsize;
+      ndim_ = 1;
+    }
+  }
+
+  bool contiguous() const { return ndim_ == 1 && stride_[0] == itemsize_; }
+  bool uniform() const { return ndim_ == 1 && stride_[0] == 0; }
+  // The element of an index; of contiguous views only.
+  void* at(std::int64_t index) const {
+    return pointer(base_ + offset(index * itemsize_));
+  }
+  std::int64_t itemsize() const { return itemsize_; }
+
+  // The n elements from `index` on, converted one by one to Dst.
+  template <class Src, class Dst>
+  void gather(std::int64_t index, std::int64_t n, Dst* out) const {
+    walk(index, n,
+         [&out](const char* p, std::int64_t stride, std::int64_t length) {
+           Dst* const begin = out;
+           out += length;
+           if (stride == 0) {
+             Src v;
+// NOLINT_NEXT_LINE(caffe/alt_fn)
+             std::memcpy(&v, p, sizeof v);
+             for (std::int64_t i = 0; i < length; ++i)
+               begin[i] = static_cast<Dst>(v);
+           } else if (stride == sizeof(Src)) {
+             for (std::int64_t i = 0; i < length; ++i) {
+               Src v;
+// NOLINT_NEXT_LINE(caffe/alt_fn)
+               std::memcpy(&v, p + i * sizeof(Src), sizeof v);
+               begin[i] = static_cast<Dst>(v);
+             }
+           } else {
+             for (std::int64_t i = 0; i < length; ++i) {
+               Src v;
+// NOLINT_NEXT_LINE(caffe/alt_fn)
+               std::memcpy(&v, p + i * stride, sizeof v);
+               begin[i] = static_cast<Dst>(v);
+             }
+           }
+         });
+  }
+
+  // Back again: n elements written from `index` on. The view is of an array
+  // that may be written.
+  template <class T>
+  void scatter(std::int64_t index, std::int64_t n, const T* values) const {
+    walk(index, n,
+         [&values](char* p, std::int64_t stride, std::int64_t length) {
+           for (std::int64_t i = 0; i < length; ++i)
+// NOLINT_NEXT_LINE(caffe/alt_fn)
+             std::memcpy(p + i * stride, values++, sizeof(T));
+         });
+  }
+
+  // The bytes [low, high) of n elements from `first` on; of contiguous views
+  // only.
+  void bounds(std::int64_t first, std::int64_t n, std::uintptr_t* low,
+              std::uintptr_t* high) const {
+    *low = base_ + offset(first * itemsize_);
+    *high = *low + offset(n * itemsize_);
+  }
+
+  // Two indices of one byte: an output with such a view has no defined result.
+  // Sufficient, not necessary: true as well for layouts that interleave without
+  // a collision, which no slicing produces.
+  bool overlaps_itself() const {
+    bool done[kMaxDims] = {};
+    std::int64_t reach = itemsize_;  // bytes spanned by the axes so far
+    for (int k = 0; k < ndim_; ++k) {
+      int least = -1;
+      for (int d = 0; d < ndim_; ++d) {
+        if (!done[d] &&
+            (least < 0 || magnitude(stride_[d]) < magnitude(stride_[least])))
+          least = d;
+      }
+      done[least] = true;
+      if (extent_[least] > 1 && magnitude(stride_[least]) < reach) return true;
+      if (extent_[least] != INT64_MAX)
+        reach += (extent_[least] - 1) * magnitude(stride_[least]);
+    }
+    return false;
+  }
+
+  bool same_layout(const View& other) const {
+    if (base_ != other.base_ || ndim_ != other.ndim_ ||
+        itemsize_ != other.itemsize_)
+      return false;
+    for (int d = 0; d < ndim_; ++d) {
+      if (stride_[d] != other.stride_[d]) return false;
+      // A view without strides has no extents.
+      if (d > 0 && extent_[d] != other.extent_[d]) return false;
+    }
+    return true;
+  }
+
+ private:
+  // Addresses are integers until they are used: a contiguous view's element 0
+  // may lie outside its array.
+  static std::uintptr_t offset(std::int64_t bytes) {
+    return static_cast<std::uintptr_t>(bytes);
+  }
+  static char* pointer(std::uintptr_t address) {
+    return reinterpret_cast<char*>(address);
+  }
+  static std::int64_t magnitude(std::int64_t v) { return v < 0 ? -v : v; }
+
+  // Calls f(address, stride, length) for the pieces of the last axis that hold
+  // `index` .. `index + n - 1`.
+  template <class F>
+  void walk(std::int64_t index, std::int64_t n, F f) const {
+    const int last = ndim_ - 1;
+    std::int64_t position[kMaxDims];
+    std::uintptr_t p = base_;
+    for (int d = last; d >= 0; --d) {
+      position[d] = index % extent_[d];
+      index /= extent_[d];
+      p += offset(position[d] * stride_[d]);
+    }
+    while (n > 0) {
+      const std::int64_t left = extent_[last] - position[last];
+      const std::int64_t length = n < left ? n : left;
+      f(pointer(p), stride_[last], length);
+      n -= length;
+      position[last] += length;
+      p += offset(length * stride_[last]);
+      for (int d = last; d > 0 && position[d] == extent_[d]; --d) {
+        p += offset(stride_[d - 1] - position[d] * stride_[d]);
+        position[d] = 0;
+        ++position[d - 1];
+      }
+    }
+  }
+
+  std::uintptr_t base_;  // element 0
+  std::int64_t itemsize_;
+  int ndim_;  // 1 or more
+  std::int64_t extent_[kMaxDims];
+  std::int64_t stride_[kMaxDims];
+};
+
+}  // namespace cpu
+}  // namespace sigmoid_ce
+
+// The order in which the losses of a block are added, which decides the bits of
+// the result.
+//
+// A block is 4096 consecutive elements, position 1024 h + 64 g + 16 j + r (h <
+// 4, g < 16, j < 4, r < 16). In float64:
+//
+//   S[h][g][r]      = ((l0 + l1) + l2) + l3     over j
+//   acc[16 h + r]   = sum of S over g in order, from +0
+//   then the 64 acc are halved: acc[i] += acc[i + k] for k = 32, 16, 8, 4, 2, 1
+//
+// Missing elements are +0. Vectors of 1 to 16 lanes add in this order without
+// moving data between lanes, and go through memory in order: a group of 64
+// elements at a time, with 16 accumulators in registers. A GPU block has 64 of
+// them to add side by side. Blocks are added exactly: exact_sum.h.
+
+// What the kernels ask of the compiler.
+
+#if defined(__FAST_MATH__) || \
+    (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "sigmoid_ce: compile without -ffast-math, which changes results"
+#endif
+
+#if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0 && \
+    __FLT_EVAL_METHOD__ != 16
+// On 32-bit x86: -mfpmath=sse.
+#error "sigmoid_ce: float and double must have their own precision"
+#endif
+
+// Everything between the entry points of a kernel is inlined, so that no
+// function compiled for one instruction set can be picked by the linker for
+// another.
+#define SIGMOID_CE_INLINE inline __attribute__((always_inline))
+
+// A product that must be rounded before it is added: hides it from the
+// optimiser, since GCC fuses mul and add into fma by default wherever the
+// instruction exists, intrinsics included. Costs no instruction.
+#if defined(__x86_64__) || defined(__i386__)
+#define SIGMOID_CE_KEEP_ROUNDED(v) __asm__("" : "+x"(v))
+#elif defined(__aarch64__)
+#define SIGMOID_CE_KEEP_ROUNDED(v) __asm__("" : "+w"(v))
+#else
+#define SIGMOID_CE_KEEP_ROUNDED(v) __asm__("" : "+m"(v))
+#endif
+
+namespace sigmoid_ce {
+namespace math {
+
+constexpr int kRow = 16;           // r
+constexpr int kRowsPerGroup = 4;   // j
+constexpr int kGroup = 64;         // kRow * kRowsPerGroup
+constexpr int kQuarter = 1024;     // 16 groups: what shares accumulators
+constexpr int kBlock = 4096;       // 4 quarters
+constexpr int kAccumulators = 64;  // kRow per quarter
+
+// The last step. O only keeps the instantiations of different instruction sets
+// apart.
+template <class O>
+SIGMOID_CE_INLINE double halve(double (&acc)[kAccumulators]) {
+  for (int k = kAccumulators / 2; k > 0; k /= 2) {
+    for (int i = 0; i < k; ++i) acc[i] += acc[i + k];
+  }
+  return acc[0];
+}
+
+}  // namespace math
+}  // namespace sigmoid_ce
+
+// Which targets ignore_label means, and what the sum is divided by. Caffe's
+// rules (LossParameter, SigmoidCrossEntropyLossLayer), in a form that every
+// device computes alike.
+
+namespace sigmoid_ce {
+namespace math {
+
+// The smallest T that is >= m.
+template <class T>
+T float_at_least(std::uint64_t m) {
+  const T v =
+      static_cast<T>(m);  // nearest; m <= 2^63 + 1, so that v converts back
+  return static_cast<std::uint64_t>(v) < m
+             ? std::nextafter(v, std::numeric_limits<T>::infinity())
+             : v;
+}
+
+// Targets of a floating type whose truncation to an integer is `label`: those
+// with low <= t <= high; none where low > high. k = 0: -1 < t < 1; k > 0: k <=
+// t < k + 1; k < 0: k - 1 < t <= k.
+template <class T>
+void ignore_range(std::int64_t label, T* low, T* high) {
+  const T one_less = std::nextafter(T(1), T(0));
+  if (label == 0) {
+    *low = -one_less;
+    *high = one_less;
+    return;
+  }
+  const std::uint64_t m =
+      label < 0 ? ~static_cast<std::uint64_t>(label) + 1 : label;
+  const T near = float_at_least<T>(m);
+  const T far = std::nextafter(float_at_least<T>(m + 1), T(0));
+  *low = label < 0 ? -far : near;
+  *high = label < 0 ? -near : far;
+}
+
+// max(1, d), or Options::divisor.
+inline double divisor(const Options& options, std::int64_t batch_size,
+                      std::int64_t n_valid, std::int64_t n_total) {
+  std::int64_t d = 1;
+  switch (options.normalization) {
+    case Normalization::kFull:
+      d = n_total;
+      break;
+    case Normalization::kValid:
+      d = n_valid;
+      break;
+    case Normalization::kBatchSize:
+      d = batch_size;
+      break;
+    case Normalization::kNone:
+      break;
+    case Normalization::kNumber:
+      return options.divisor;
+  }
+  return d > 1 ? static_cast<double>(d) : 1.0;
+}
+
+}  // namespace math
+}  // namespace sigmoid_ce
+
+namespace sigmoid_ce {
+namespace cpu {
+namespace {
+
+using math::kBlock;
+
+// Below this many elements a second thread costs more than it saves.
+constexpr std::int64_t kSerial = 1 << 15;
+// Blocks that a thread takes at a time: enough to amortise the taking, few
+// enough to share the end evenly.
+constexpr std::int64_t kBlocksPerRun = 16;
+constexpr std::int64_t kCacheLine = 64;
+
+std::int64_t size_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+    case DType::kInt32:
+      return 4;
+    case DType::kFloat64:
+    case DType::kInt64:
+      return 8;
+    default:
+      return 1;
+  }
+}
+
+Status invalid(const char* argument, const char* message) {
+  return Status(Code::kInvalidArgument, argument, message);
+}
+
+// One call, and what its threads share.
+struct Job {
+  Kernel kernel = nullptr;
+  CountKernel count_kernel = nullptr;  // instead of `kernel`
+  Run run = Run();                     // all but the pointers of a run
+
+  const View* scores = nullptr;
+  const View* targets = nullptr;
+  const View* pos_weight =
+      nullptr;  // one double per element, by strides; null: uniform or off
+  const View* weight = nullptr;  // null: uniform or off
+  const View* out = nullptr;
+  DType dtype = DType::kFloat32;  // of the scores
+  DType weight_dtype = DType::kFloat32;
+  bool stage_scores = false, stage_targets = false, stage_weight = false;
+  bool stage_out = false;  // through a buffer, then scattered
+
+  std::int64_t first = 0, count = 0;
+  std::int64_t run_length = 0;
+  char* staging = nullptr;  // kStaging bytes for each thread that comes
+  std::atomic<int> staging_taken{0};
+  std::atomic<std::int64_t> next{0};
+
+  std::mutex mutex;
+  Partial partial;
+  std::int64_t ignored = 0;
+};
+
+// Buffers of one thread: scores, targets, pos_weight, weight, out.
+constexpr std::int64_t kBuffer = kBlock * 8;
+constexpr std::int64_t kStaging = 5 * kBuffer;
+
+// The staging buffers of a call, handed out to the threads that help. The last
+// ones are kept for the next call, of any thread, since returning them to the
+// system and asking for them again takes longer than a small call. (Not
+// thread_local: where memory runs out while the destructor of such an object is
+// registered, the C library ends the process.)
+class Staging {
+ public:
+  Staging() = default;
+  Staging(const Staging&) = delete;
+  Staging& operator=(const Staging&) = delete;
+  ~Staging() {
+    if (block_ != nullptr)
+      std::free(spare.exchange(block_, std::memory_order_acq_rel));
+  }
+
+  // Null where there is no memory.
+  char* get(std::int64_t size) {
+    block_ = spare.exchange(nullptr, std::memory_order_acq_rel);
+    if (block_ == nullptr || block_->size < size) {
+      std::free(block_);
+      block_ = nullptr;
+      void* memory = nullptr;
+      if (posix_memalign(&memory, kCacheLine, kCacheLine + size) != 0)
+        return nullptr;
+      block_ = static_cast<Block*>(memory);
+      block_->size = size;
+    }
+    return reinterpret_cast<char*>(block_) + kCacheLine;
+  }
+
+ private:
+  struct Block {
+    std::int64_t size;  // of the buffers, which begin a cache line further on
+  };
+  static std::atomic<Block*> spare;
+
+  Block* block_ = nullptr;
+};
+
+std::atomic<Staging::Block*> Staging::spare{nullptr};
+
+template <class T>
+void gather_weight(const Job& job, std::int64_t index, std::int64_t n, T* out) {
+  switch (job.weight_dtype) {
+    case DType::kBool: {
+      job.weight->gather<std::uint8_t>(index, n, out);
+      for (std::int64_t i = 0; i < n; ++i) out[i] = out[i] != 0;
+      break;
+    }
+    case DType::kUint8:
+      job.weight->gather<std::uint8_t>(index, n, out);
+      break;
+    case DType::kInt8:
+      job.weight->gather<std::int8_t>(index, n, out);
+      break;
+    default:
+      job.weight->gather<T>(index, n, out);
+      break;
+  }
+}
+
+void gather_bytes(const View& view, std::int64_t index, std::int64_t n,
+                  char* out) {
+  switch (view.itemsize()) {
+    case 1:
+      view.gather<std::uint8_t>(index, n, reinterpret_cast<std::uint8_t*>(out));
+      break;
+    case 4:
+      view.gather<std::uint32_t>(index, n,
+                                 reinterpret_cast<std::uint32_t*>(out));
+      break;
+    default:
+      view.gather<std::uint64_t>(index, n,
+                                 reinterpret_cast<std::uint64_t*>(out));
+      break;
+  }
+}
+
+void scatter_bytes(const View& view, std::int64_t index, std::int64_t n,
+                   const char* values) {
+  if (view.itemsize() == 4) {
+    view.scatter(index, n, reinterpret_cast<const std::uint32_t*>(values));
+  } else {
+    view.scatter(index, n, reinterpret_cast<const std::uint64_t*>(values));
+  }
+}
+
+#if defined(__x86_64__)
+constexpr bool kStreams = true;
+void stream_end() {
+  _mm_sfence();
+}  // streamed lines are visible to other threads only after it
+#else
+constexpr bool kStreams = false;
+void stream_end() {}
+#endif
+
+template <class T>
+void run_elements(Job* job, std::int64_t index, std::int64_t n, char* staging,
+                  Run* run) {
+  if (job->stage_scores) {
+    gather_bytes(*job->scores, index, n, staging);
+    run->scores = staging;
+  } else {
+    run->scores = job->scores->at(index);
+  }
+  if (job->stage_targets) {
+    gather_bytes(*job->targets, index, n, staging + kBuffer);
+    run->targets = staging + kBuffer;
+  } else {
+    run->targets = job->targets->at(index);
+  }
+  if (job->pos_weight != nullptr) {
+    T* const pos_weights = reinterpret_cast<T*>(staging + 2 * kBuffer);
+    job->pos_weight->gather<double>(index, n, pos_weights);
+    run->pos_weights = pos_weights;
+  }
+  if (job->weight != nullptr) {
+    if (job->stage_weight) {
+      T* const weights = reinterpret_cast<T*>(staging + 3 * kBuffer);
+      gather_weight(*job, index, n, weights);
+      run->weights = weights;
+    } else {
+      run->weights = job->weight->at(index);
+    }
+  }
+  if (job->out != nullptr) {
+    run->out = job->stage_out ? staging + 4 * kBuffer : job->out->at(index);
+  }
+  run->n = n;
+  job->kernel(run);
+  if (job->stage_out) scatter_bytes(*job->out, index, n, staging + 4 * kBuffer);
+}
+
+// What each thread does: takes runs until there are none.
+void work(void* context) {
+  Job* job = static_cast<Job*>(context);
+  if (job->next.load(std::memory_order_relaxed) >= job->count) return;
+  const FloatEnvironment environment;
+  char* staging = nullptr;
+  if (job->staging != nullptr) {
+    staging = job->staging + kStaging * job->staging_taken.fetch_add(
+                                            1, std::memory_order_relaxed);
+  }
+  Partial partial;
+  double block_sums[kBlocksPerRun];
+  Run run = job->run;
+  run.block_sums = block_sums;
+  std::int64_t ignored = 0;
+  for (;;) {
+    const std::int64_t begin =
+        job->next.fetch_add(job->run_length, std::memory_order_relaxed);
+    if (begin >= job->count) break;
+    const std::int64_t left = job->count - begin;
+    const std::int64_t length = left < job->run_length ? left : job->run_length;
+    const std::int64_t index = job->first + begin;
+    if (job->count_kernel != nullptr) {
+      if (job->stage_targets) {
+        gather_bytes(*job->targets, index, length, staging);
+        run.targets = staging;
+      } else {
+        run.targets = job->targets->at(index);
+      }
+      run.n = length;
+      ignored += job->count_kernel(run);
+      continue;
+    }
+    if (job->dtype == DType::kFloat32) {
+      run_elements<float>(job, index, length, staging, &run);
+    } else {
+      run_elements<double>(job, index, length, staging, &run);
+    }
+    ignored += run.ignored;
+    if (job->run.block_sums == nullptr) continue;
+    for (std::int64_t b = 0; b * kBlock < length; ++b)
+      partial.add(block_sums[b]);
+  }
+  if (job->run.stream) stream_end();
+  std::lock_guard<std::mutex> lock(job->mutex);
+  job->ignored += ignored;
+  if (job->run.block_sums != nullptr) job->partial.add(partial);
+}
+
+// The arguments of a call, checked.
+struct Call {
+  const Inputs& inputs;
+  const Options& options;
+  std::int64_t total = 1;  // of the whole shape
+  std::int64_t first = 0, count = 0;
+  std::int64_t batch_size = 1;
+  std::int64_t itemsize = 4;
+
+  Call(const Inputs& i, const Options& o) : inputs(i), options(o) {}
+
+  Status check() {
+    const DType dtype = inputs.scores.dtype;
+    if (dtype != DType::kFloat32 && dtype != DType::kFloat64) {
+      return invalid("scores", "expected float32 or float64");
+    }
+    itemsize = size_of(dtype);
+    const DType target = inputs.targets.dtype;
+    if (target != dtype && (target < DType::kBool || target > DType::kInt64)) {
+      return invalid(
+          "targets",
+          "expected the scores' dtype, bool, uint8, int8, int32 or int64");
+    }
+    if (inputs.ndim < 0 || inputs.ndim > kMaxDims)
+      return invalid("shape", "expected 0 to 64 axes");
+    bool empty = false;
+    for (int d = 0; d < inputs.ndim; ++d) {
+      const std::int64_t n = inputs.shape[d];
+      if (n < 0) return invalid("shape", "expected lengths of 0 or more");
+      empty = empty || n == 0;
+      // A byte offset must fit 63 bits too.
+      if (n != 0 && total > INT64_MAX / 8 / n) {
+        return invalid("shape", "expected fewer than 2^60 elements");
+      }
+      if (n != 0) total *= n;
+    }
+    if (empty) total = 0;
+    if (inputs.ndim > 0) batch_size = inputs.shape[0];
+    first = inputs.first_index;
+    if (first < 0 || first > total)
+      return invalid("first_index", "expected an index of the shape");
+    count = inputs.count < 0 ? total - first : inputs.count;
+    if (count > total - first)
+      return invalid("count", "expected elements inside the shape");
+    if (count > 0 && inputs.scores.data == nullptr)
+      return invalid("scores", "expected an array");
+    if (count > 0 && inputs.targets.data == nullptr)
+      return invalid("targets", "expected an array");
+    return check_options();
+  }
+
+  // After check().
+  View view(const ConstArray& a) const {
+    return View(a.data, size_of(a.dtype), inputs.shape, inputs.ndim, a.strides,
+                first);
+  }
+
+  Status check_options() const {
+    const Options& o = options;
+    if (o.pos_weight_count < 0 ||
+        (o.pos_weight_count > 0 && o.pos_weight == nullptr)) {
+      return invalid("pos_weight", "expected one number, or one per channel");
+    }
+    if (o.pos_weight_count > 1 &&
+        (inputs.ndim < 2 || o.pos_weight_count != inputs.shape[1])) {
+      return invalid("pos_weight",
+                     "expected one number, or one per channel (axis 1)");
+    }
+    for (std::int64_t i = 0; i < o.pos_weight_count; ++i) {
+      // !(a <= b): NaN too.
+      if (!(o.pos_weight[i] >= 0) || std::isinf(o.pos_weight[i])) {
+        return invalid("pos_weight", "expected finite values of 0 or more");
+      }
+      if (inputs.scores.dtype == DType::kFloat32 &&
+          o.pos_weight[i] > std::numeric_limits<float>::max()) {
+        return invalid("pos_weight",
+                       "expected values that are finite as float32");
+      }
+    }
+    if (o.weight.data != nullptr && o.weight.dtype != inputs.scores.dtype &&
+        o.weight.dtype != DType::kBool && o.weight.dtype != DType::kUint8 &&
+        o.weight.dtype != DType::kInt8) {
+      return invalid("weight",
+                     "expected the scores' dtype, bool, uint8 or int8");
+    }
+    if (o.normalization > Normalization::kNumber) {
+      return invalid("normalization", "expected one of the enumeration");
+    }
+    if (o.normalization == Normalization::kNumber &&
+        !(o.divisor > 0 && std::isfinite(o.divisor))) {
+      return invalid("normalization", "expected a finite number above 0");
+    }
+    return Status();
+  }
+};
+
+// Of contiguous arrays. Whether strided ones share an element is a hard
+// question, which the caller's array library answers better: cpu.h leaves it to
+// the caller.
+bool overlap(const View& a, const View& b, const Call& call) {
+  if (!a.contiguous() || !b.contiguous()) return false;
+  std::uintptr_t a_low, a_high, b_low, b_high;
+  a.bounds(call.first, call.count, &a_low, &a_high);
+  b.bounds(call.first, call.count, &b_low, &b_high);
+  return a_low < b_high && b_low < a_high;
+}
+
+int target_index(const Inputs& inputs) {
+  if (inputs.targets.dtype == inputs.scores.dtype) return kTargetScores;
+  return kTargetBool + static_cast<int>(inputs.targets.dtype) -
+         static_cast<int>(DType::kBool);
+}
+
+// The ignore_label as the kernels want it; off when no target of the type can
+// match.
+void set_ignore_label(const Inputs& inputs, std::int64_t label, Run* run) {
+  std::int64_t low = INT64_MIN, high = INT64_MAX;
+  switch (inputs.targets.dtype) {
+    case DType::kFloat32: {
+      float l, h;
+      math::ignore_range(label, &l, &h);
+      run->ignore_low = l;
+      run->ignore_high = h;
+      break;
+    }
+    case DType::kFloat64:
+      math::ignore_range(label, &run->ignore_low, &run->ignore_high);
+      break;
+    case DType::kBool:
+      low = 0, high = 1;
+      break;
+    case DType::kUint8:
+      low = 0, high = UINT8_MAX;
+      break;
+    case DType::kInt8:
+      low = INT8_MIN, high = INT8_MAX;
+      break;
+    case DType::kInt32:
+      low = INT32_MIN, high = INT32_MAX;
+      break;
+    case DType::kInt64:
+      break;
+  }
+  run->ignore_label = label;
+  run->has_ignore_label = label >= low && label <= high;
+}
+
+Status execute(const Inputs& inputs, const Options& options,
+               Operation operation, Partial* partial, const MutableArray* out) {
+  const FloatEnvironment environment;  // options are rounded here as well
+  Call call(inputs, options);
+  Status status = call.check();
+  if (!status.ok()) return status;
+  const KernelTable* table = nullptr;
+  status = find_kernels(&table);
+  if (!status.ok()) return status;
+
+  Job job;
+  job.first = call.first;
+  job.count = call.count;
+  job.dtype = inputs.scores.dtype;
+  const View scores = call.view(inputs.scores);
+  const View targets = call.view(inputs.targets);
+  const View weight = call.view(options.weight);
+  const View output =
+      call.view(ConstArray(out ? out->data : nullptr, inputs.scores.dtype,
+                           out ? out->strides : nullptr));
+  job.scores = &scores;
+  job.targets = &targets;
+  job.stage_scores = !scores.contiguous();
+  job.stage_targets = !targets.contiguous();
+
+  if (out != nullptr && call.count > 0) {
+    if (out->data == nullptr) return invalid("out", "expected an array");
+    if (output.overlaps_itself())
+      return invalid("out", "expected elements that do not overlap");
+    const bool in_place = output.same_layout(scores);
+    if (!in_place && overlap(output, scores, call)) {
+      return invalid("out",
+                     "expected the scores themselves, or no overlap with them");
+    }
+    if (overlap(output, targets, call))
+      return invalid("out", "expected no overlap with targets");
+    if (options.weight.data != nullptr && overlap(output, weight, call)) {
+      return invalid("out", "expected no overlap with weight");
+    }
+    job.out = &output;
+    job.stage_out = !output.contiguous();
+    // Where reads and writes together exceed the cache, written lines need not
+    // pass through it, as long as they are whole: streaming stores are aligned.
+    // In place the lines are in the cache already.
+    const std::int64_t traffic = 3 * call.count * call.itemsize;
+    const bool aligned =
+        reinterpret_cast<std::uintptr_t>(output.at(call.first)) % kCacheLine ==
+        0;
+    job.run.stream = kStreams && !job.stage_out && !in_place && aligned &&
+                     traffic > cache_size();
+  }
+
+  // One value per channel, by a stride on axis 1 alone.
+  std::int64_t channel_strides[kMaxDims] = {};
+  if (options.pos_weight_count > 1) channel_strides[1] = sizeof(double);
+  const View pos_weight(options.pos_weight, sizeof(double), inputs.shape,
+                        inputs.ndim, channel_strides, 0);
+  if (options.pos_weight_count > 0) {
+    job.run.has_pos_weight = true;
+    job.run.pos_weight = options.pos_weight[0];
+    if (options.pos_weight_count > 1) job.pos_weight = &pos_weight;
+  }
+  job.run.weight = 1;
+  job.weight_dtype = options.weight.dtype;
+  bool general = job.run.has_pos_weight;
+  if (options.weight.data != nullptr && call.count > 0) {
+    general = true;
+    job.weight = &weight;
+    if (weight.uniform()) {
+      if (job.dtype == DType::kFloat32) {
+        float w;
+        gather_weight(job, call.first, 1, &w);
+        job.run.weight = w;
+      } else {
+        gather_weight(job, call.first, 1, &job.run.weight);
+      }
+      job.weight = nullptr;
+    } else {
+      job.stage_weight =
+          !weight.contiguous() || options.weight.dtype != inputs.scores.dtype;
+    }
+  }
+  if (options.has_ignore_label)
+    set_ignore_label(inputs, options.ignore_label, &job.run);
+  general = general || job.run.has_ignore_label;
+
+  const int scores_index = job.dtype == DType::kFloat32 ? 0 : 1;
+  const int target = target_index(inputs);
+  job.kernel = table->run[scores_index][target][operation][general];
+
+  int threads = 1;
+  status = find_threads(&threads);
+  if (!status.ok()) return status;
+  if (call.count < kSerial) threads = 1;
+  const bool staged = job.stage_scores || job.stage_targets ||
+                      job.stage_weight || job.pos_weight != nullptr ||
+                      job.stage_out;
+  const std::int64_t blocks = (call.count + kBlock - 1) / kBlock;
+  if (threads > blocks) threads = blocks > 1 ? static_cast<int>(blocks) : 1;
+  std::int64_t blocks_per_run =
+      staged ? 1 : (blocks + 4 * threads - 1) / (4 * threads);
+  if (blocks_per_run > kBlocksPerRun || threads == 1)
+    blocks_per_run = staged ? 1 : kBlocksPerRun;
+  job.run_length = blocks_per_run * kBlock;
+
+  Staging staging;
+  if (staged && call.count > 0) {
+    job.staging = staging.get(kStaging * threads);
+    if (job.staging == nullptr) {
+      return Status(Code::kOutOfMemory, "",
+                    "no memory for the staging buffers");
+    }
+  }
+
+  const bool gradient = operation == kBackward || operation == kForwardBackward;
+  if (gradient) {
+    std::int64_t n_valid = call.count;
+    if (job.run.has_ignore_label &&
+        options.normalization == Normalization::kValid) {
+      job.count_kernel = table->count[scores_index][target];
+      run_parallel(threads, work, &job);
+      n_valid -= job.ignored;
+      job.count_kernel = nullptr;
+      job.ignored = 0;
+      job.next.store(0);
+      job.staging_taken.store(0);
+    }
+    const double scale =
+        options.loss_weight /
+        math::divisor(options, call.batch_size, n_valid, call.total);
+    job.run.scale =
+        job.dtype == DType::kFloat32 ? static_cast<float>(scale) : scale;
+  }
+  double unused;
+  job.run.block_sums =
+      partial != nullptr ? &unused : nullptr;  // each thread has its own
+  run_parallel(threads, work, &job);
+  if (partial != nullptr) {
+    *partial = job.partial;
+    partial->n_total = call.count;
+    partial->n_valid = call.count - job.ignored;
+  }
+  return Status();
+}
+
+}  // namespace
+
+Status forward(const Inputs& inputs, const Options& options, Partial* partial) {
+  return execute(inputs, options, kForward, partial, nullptr);
+}
+
+Status elementwise(const Inputs& inputs, const Options& options,
+                   const MutableArray& losses) {
+  return execute(inputs, options, kElementwise, nullptr, &losses);
+}
+
+Status backward(const Inputs& inputs, const Options& options,
+                const MutableArray& gradient) {
+  return execute(inputs, options, kBackward, nullptr, &gradient);
+}
+
+Status forward_backward(const Inputs& inputs, const Options& options,
+                        Partial* partial, const MutableArray& gradient) {
+  return execute(inputs, options, kForwardBackward, partial, &gradient);
+}
+
+double divisor(const Inputs& inputs, const Options& options,
+               const Partial& partial) {
+  return math::divisor(options, inputs.ndim > 0 ? inputs.shape[0] : 1,
+                       partial.n_valid, partial.n_total);
+}
+
+double loss(const Inputs& inputs, const Options& options,
+            const Partial& partial) {
+  const FloatEnvironment environment;
+  return partial.sum() / divisor(inputs, options, partial);
+}
+
+}  // namespace cpu
+}  // namespace sigmoid_ce

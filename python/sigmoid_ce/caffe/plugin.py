@@ -1,0 +1,201 @@
+"""The layer as a shared library for a Caffe that is built already."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from sigmoid_ce.caffe.paths import data_folder
+
+BUILT_IN = "SigmoidCrossEntropyLoss"
+
+_QUIET = "SIGMOID_CE_PLUGIN_QUIET"
+_TYPE = "SIGMOID_CE_PLUGIN_TYPE"
+# caffe_gpu_memcpy(size_t, const void*, void*): in every Caffe with GPU code, and in no other.
+_GPU_SYMBOL = "_ZN5caffe16caffe_gpu_memcpyEmPKvPv"
+_LAYER_SYMBOL = "_ZN5caffe5LayerIfE"  # the beginning of the names of Layer<float>'s members
+
+
+class Plugin(NamedTuple):
+    """What `build_plugin` made."""
+
+    path: Path
+    cpu_only: bool
+
+
+def build_plugin(
+    include: Sequence[Path],
+    library: Path,
+    output: Path,
+    *,
+    cpu_only: bool | None = None,
+    compiler: str | None = None,
+    flags: Sequence[str] = (),
+) -> Plugin:
+    """Compiles the layer for the Caffe of `library` into the shared library `output`.
+
+    Takes half a minute. The result is loaded in a process of its own before it gets its name.
+
+    Parameters
+    ----------
+    include : folders for #include: of Caffe, of the generated caffe/proto/caffe.pb.h,
+        and of CUDA where Caffe has GPU code; in that order of priority
+    library : libcaffe.so, or the _caffe.so of a pycaffe that has everything in it
+    output : the file to write
+    cpu_only : whether Caffe was built with CPU_ONLY. None: found out from the library
+    compiler : GCC's C++ compiler. None: CXX of the environment, else g++
+    flags : more flags for it
+
+    Raises
+    ------
+    ValueError
+        For an argument that does not fit, naming it.
+    RuntimeError
+        Where compiling or loading fails, with the end of the output.
+    """
+    include = [Path(folder).resolve() for folder in include]
+    for header in ("caffe/layer_factory.hpp", "caffe/proto/caffe.pb.h"):
+        if not any((folder / header).is_file() for folder in include):
+            where = ", ".join(map(str, include)) or "no folder"
+            raise ValueError(f"include: expected a folder with {header} in it, got {where}")
+    library = Path(library).resolve()
+    host_is_cpu_only = _is_cpu_only(library)
+    if cpu_only is None:
+        cpu_only = host_is_cpu_only
+    elif cpu_only != host_is_cpu_only:
+        has = "no GPU code" if host_is_cpu_only else "GPU code"
+        raise ValueError(
+            f"cpu_only: {library} has {has}, so the plugin needs cpu_only={host_is_cpu_only}"
+        )
+    output = Path(output).absolute()
+    if not output.parent.is_dir():
+        raise ValueError(f"output: {output.parent} is no folder")
+    command = [*_compiler(compiler), "-std=c++14", "-O2", "-fPIC", "-Dsigmoid_ce=sigmoid_ce_plugin"]
+    command += [
+        *(["-DCPU_ONLY"] if cpu_only else []),
+        *flags,
+        f"-I{data_folder() / 'include'}",
+        *(f"-I{folder}" for folder in include),
+    ]
+    sources = [data_folder() / "plugin" / "sigmoid_ce_plugin.cpp"]
+    sources += sorted((data_folder() / "src" / "caffe" / "util").glob("sigmoid_ce*.cpp"))
+    with tempfile.TemporaryDirectory(prefix=".sigmoid_ce-", dir=output.parent) as folder:
+        objects = [Path(folder) / f"{source.stem}.o" for source in sources]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            steps = [
+                pool.submit(_run, [*command, "-c", str(source), "-o", str(made)])
+                for source, made in zip(sources, objects, strict=True)
+            ]
+            for step in steps:
+                step.result()
+        finished = Path(folder) / output.name
+        link = [*_compiler(compiler), "-shared", *map(str, objects), "-o", str(finished)]
+        link += [f"-L{library.parent}", f"-l:{library.name}", f"-Wl,-rpath,{library.parent}"]
+        _run([*link, *flags, "-lglog", "-ldl"])
+        _try(finished, library)
+        finished.replace(output)
+    return Plugin(output, cpu_only)
+
+
+def load_plugin(path: str | os.PathLike[str], type_name: str = BUILT_IN) -> None:
+    """Loads a plugin beside pycaffe: layers of the type `type_name` are ours from now on.
+
+    The built-in type is replaced; another name is added to the types that there are. (For the
+    command line the environment variable SIGMOID_CE_PLUGIN_TYPE says it.) Nets made before keep
+    their layers. Loading one file twice does nothing.
+
+    Raises
+    ------
+    ImportError
+        Where pycaffe is not to be had.
+    OSError
+        Where the file cannot be loaded.
+    RuntimeError
+        Where it is no plugin, does not fit the Caffe that is loaded, or was loaded before under
+        another name.
+    ValueError
+        Where type_name is empty.
+    """
+    if not hasattr(importlib.import_module("caffe"), "Net"):  # any folder of that name imports
+        raise ImportError("the caffe that is imported here is not pycaffe; put it on PYTHONPATH")
+    if not type_name:
+        raise ValueError("type_name: expected the name of a layer type, got an empty one")
+    _load(os.fspath(path), type_name)
+
+
+def _load(path: str, type_name: str) -> None:
+    settings = {_QUIET: "1", _TYPE: type_name}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        library = ctypes.CDLL(str(Path(path).resolve()))
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    try:
+        error, kind = library.sigmoid_ce_plugin_error, library.sigmoid_ce_plugin_type
+    except AttributeError:
+        raise RuntimeError(f"{path} is not a plugin of sigmoid_ce") from None
+    error.restype = kind.restype = ctypes.c_char_p
+    message: str = error().decode()
+    if message:
+        raise RuntimeError(f"{path}: {message}")
+    loaded: str = kind().decode()
+    if loaded != type_name:
+        raise RuntimeError(f"{path} was loaded before, as {loaded}; copy it to load it once more")
+
+
+def _compiler(compiler: str | None) -> list[str]:
+    command = shlex.split(compiler or os.environ.get("CXX") or "g++")
+    if shutil.which(command[0]) is None:
+        raise ValueError(f"compiler: {command[0]} is not there; install it, or name another")
+    return command
+
+
+def _is_cpu_only(library: Path) -> bool:
+    if not library.is_file():
+        raise ValueError(f"library: {library} is not there")
+    if shutil.which("nm") is None:
+        raise ValueError("library: nm is needed to look into it; install binutils")
+    done = subprocess.run(
+        ["nm", "-D", "--defined-only", str(library)], capture_output=True, text=True
+    )
+    if done.returncode != 0 or _LAYER_SYMBOL not in done.stdout:
+        raise ValueError(
+            f"library: expected libcaffe.so, or the _caffe.so that has Caffe in it, got {library}"
+        )
+    return _GPU_SYMBOL not in done.stdout
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if done.returncode != 0:
+        lines = (done.stdout + done.stderr).strip().splitlines() or [f"status {done.returncode}"]
+        first = next((line for line in lines if "error" in line), lines[-1])
+        raise RuntimeError(f"compiling failed: {first.strip()} ({shlex.join(command)})")
+
+
+def _try(plugin: Path, library: Path) -> None:
+    """Loads it as pycaffe's user will, where a crash does no harm."""
+    code = (
+        "import ctypes, sys; from sigmoid_ce.caffe import plugin; "
+        "ctypes.CDLL(sys.argv[1]); plugin._load(sys.argv[2], plugin.BUILT_IN)"
+    )
+    command = [sys.executable, "-c", code, str(library), str(plugin)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if done.returncode != 0:
+        end = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+        raise RuntimeError(f"the plugin was built, and does not load: {end}")

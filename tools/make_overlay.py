@@ -1,0 +1,169 @@
+"""Writes the kernels as the few files that go into a Caffe source tree.
+
+    python tools/make_overlay.py            rewrite them in caffe/
+    python tools/make_overlay.py --check    exit status 1 where they are not what cpp/ gives
+
+A Caffe tree finds sources by pattern and passes one set of flags to all, with its own include
+folders only. So the public headers become one header, and the sources one file for the API and one
+per instruction set (a file of its own, since each opens a target region), with the internal headers
+pasted in. clang-format breaks the lines at Caffe's 80 columns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ROOT / "cpp"
+PUBLIC = SOURCES / "include"
+OVERLAY = ROOT / "caffe"
+
+HEADER = "include/caffe/util/sigmoid_ce.hpp"
+HEADER_PARTS = ["version", "status", "options", "partial", "cpu"]
+FILES = {
+    "src/caffe/util/sigmoid_ce.cpp": [
+        "math/partial.cpp",
+        "cpu/system.cpp",
+        "cpu/parallel.cpp",
+        "cpu/dispatch.cpp",
+        "cpu/cpu.cpp",
+    ],
+    "src/caffe/util/sigmoid_ce_scalar.cpp": ["cpu/kernel_scalar.cpp"],
+    "src/caffe/util/sigmoid_ce_avx2.cpp": ["cpu/kernel_avx2.cpp"],
+    "src/caffe/util/sigmoid_ce_avx512.cpp": ["cpu/kernel_avx512.cpp"],
+    "src/caffe/util/sigmoid_ce_neon.cpp": ["cpu/kernel_neon.cpp"],
+}
+
+STYLE = "{BasedOnStyle: Google, SortIncludes: Never, DerivePointerAlignment: false}"  # 80 columns
+
+# Caffe's lint objects to these, each by its category; there is no Caffe function for raw memory.
+_LINT = [
+    (re.compile(r"\b(memcpy|memset)\("), "caffe/alt_fn"),
+    (re.compile(r"\blong\b"), "runtime/int"),
+    (re.compile(r"\(\*\)\(|void \(\*\w+\)\(void\*\)"), "readability/casting"),
+    (re.compile(r"#include <\w+\.h>"), "build/include_order"),
+]
+
+# Only the machines that they are for have them.
+_INTRINSICS = {"immintrin.h", "emmintrin.h", "arm_neon.h"}
+
+_INCLUDE = re.compile(r'#include ["<](?P<name>[^">]+)[">]')
+
+
+class Paste:
+    """The text of some sources with each internal header pasted in where it is first included."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.system: set[str] = set()  # headers that are included on every machine
+        self._seen: set[Path] = set()
+
+    def add(self, path: Path) -> None:
+        if path in self._seen:
+            return
+        self._seen.add(path)
+        text = path.read_text()
+        guard = re.search(r"^#ifndef (SIGMOID_CE_\w+_H_)\n#define \1\n", text, re.MULTILINE)
+        if guard:
+            text = text.replace(guard[0], "").replace(f"#endif  // {guard[1]}\n", "")
+        conditions = 0
+        for line in text.splitlines():
+            conditions += line.startswith("#if") - line.startswith("#endif")
+            include = _INCLUDE.match(line)
+            if include is None:
+                self.lines.append(line)
+            elif (SOURCES / include["name"]).exists():
+                self.add(SOURCES / include["name"])
+            elif (PUBLIC / include["name"]).exists():
+                continue
+            elif conditions or include["name"] in _INTRINSICS:
+                # Where the source has it, and once.
+                if line not in self.lines:
+                    self.lines.append(line)
+            else:
+                self.system.add(include["name"])
+
+    def includes(self) -> list[str]:
+        """C headers, then those of C++."""
+        in_order = sorted(self.system, key=lambda name: (not name.endswith(".h"), name))
+        return [f"#include <{name}>" for name in in_order]
+
+
+def texts() -> dict[str, str]:
+    """Path in the overlay to text."""
+    version = re.search(
+        r'SIGMOID_CE_VERSION "(.+)"', (PUBLIC / "sigmoid_ce" / "version.h").read_text()
+    )
+    copyright_line = re.search(r"^Copyright.*$", (ROOT / "LICENSE").read_text(), re.MULTILINE)
+    assert version
+    assert copyright_line
+    banner = [
+        f"// sigmoid_ce {version[1]}, made from its sources by tools/make_overlay.py.",
+        f"// {copyright_line[0].replace('Copyright ', '')}. BSD 2-Clause License.",
+    ]
+    result = {}
+    header = Paste()
+    for part in HEADER_PARTS:
+        header.add(PUBLIC / "sigmoid_ce" / f"{part}.h")
+    guard = "CAFFE_UTIL_SIGMOID_CE_HPP_"
+    body = [*banner, f"#ifndef {guard}", f"#define {guard}", "", *header.includes(), *header.lines]
+    result[HEADER] = _formatted([*body, f"#endif  // {guard}"])
+    for path, parts in FILES.items():
+        source = Paste()
+        for part in parts:
+            source.add(SOURCES / part)
+        include = '#include "caffe/util/sigmoid_ce.hpp"'
+        result[path] = _formatted([*banner, *source.includes(), "", include, "", *source.lines])
+    return result
+
+
+def _formatted(lines: list[str]) -> str:
+    program = shutil.which("clang-format") or str(Path(sys.executable).with_name("clang-format"))
+    done = subprocess.run(
+        [program, f"--style={STYLE}", "--assume-filename=overlay.cpp"],
+        input="\n".join(lines) + "\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = []
+    for line in done.stdout.splitlines():
+        for pattern, category in _LINT:
+            if pattern.search(line.partition("//")[0].rstrip()):
+                lines.append(f"// NOLINT_NEXT_LINE({category})")
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Writes the kernels into caffe/.")
+    parser.add_argument("--check", action="store_true", help="compare only")
+    options = parser.parse_args()
+    stale = 0
+    for name, text in texts().items():
+        path = OVERLAY / name
+        before = path.read_text() if path.exists() else ""
+        if before == text:
+            continue
+        if options.check:
+            stale += 1
+            sys.stdout.writelines(
+                difflib.unified_diff(
+                    before.splitlines(True), text.splitlines(True), name, f"{name}, from cpp/", n=0
+                )
+            )
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            print(f"wrote {path.relative_to(ROOT)}")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
