@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from . import machine, plan
 
@@ -20,9 +20,9 @@ _QUICK_ROUNDS = 5
 _QUICK_ELEMENTS = 2**16
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m bench") -> int:
     """Measures and reports. Returns 1 when a result was wrong or something failed to run."""
-    options = _parse(arguments)
+    options = _parse(arguments, prog)
     groups = plan.reduced(plan.plan(), options.max_elements)
     groups = plan.chosen(groups, options.only)
     if not groups:
@@ -45,9 +45,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     from .report import markdown, terminal
 
-    print(terminal(report))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    text = json.dumps(report, indent=1) + "\n"
+    if options.json == Path("-"):
+        print(text, end="")
+    else:
+        print(terminal(report))
+        if options.json:
+            options.json.write_text(text)
     if options.markdown:
         options.markdown.write_text(markdown(report))
     return 1 if report["failures"] else 0
@@ -156,11 +160,11 @@ class _Progress:
         return "  ".join(part for part in parts if part)
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
+def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     from .backends import PEERS
 
-    parser = argparse.ArgumentParser(
-        prog="python -m bench", description="Measures this project beside its peers and the limits."
+    parser = _Parser(
+        prog=prog, description="Measures this project beside its peers and the limits."
     )
     parser.add_argument("--rounds", type=_positive, help="measurements of each entry (25)")
     parser.add_argument("--threads", type=_positive, default=2, help="for everything (2)")
@@ -181,8 +185,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="A,B",
         help=f"peers to measure ({','.join(PEERS)})",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
+    parser.add_argument(
+        "--json",
+        type=_file,
+        metavar="FILE",
+        help="write all figures ('-': to stdout, instead of the table)",
+    )
+    parser.add_argument("--markdown", type=_file, metavar="FILE", help="write the table")
     options = parser.parse_args(arguments)
     unknown = set(options.backends) - set(PEERS)
     if unknown:
@@ -192,11 +201,27 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"Error: {message} ('{self.prog} --help' shows the usage)\n")
+
+
 def _positive(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
     return value
+
+
+def _file(text: str) -> Path:
+    """Refuses at once what would be refused when all is measured."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"expected the name of a file, got {text!r}")
+    return path
 
 
 if __name__ == "__main__":

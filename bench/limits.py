@@ -17,9 +17,17 @@ from .data import aligned_empty
 from .machine import cpu_model
 
 _SOURCE = Path(__file__).with_name("limits.cpp")
-_BUILD_FOLDER = Path(__file__).parents[1] / "build" / "bench"
 _FLAGS = ["-std=c++14", "-O3", "-march=native", "-shared", "-fPIC", "-pthread"]
 _COMPILERS = ("c++", "g++", "clang++")
+
+
+def _build_folder() -> Path:
+    """In a clone its build/, else the user's cache."""
+    root = Path(__file__).parents[1]
+    if (root / "CMakeLists.txt").exists():
+        return root / "build" / "bench"
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "sigmoid_ce" / "bench"
 
 
 class LimitsUnavailable(RuntimeError):
@@ -122,9 +130,9 @@ def _build() -> tuple[str, Path]:
         # -march=native: another CPU needs another library, in a folder that machines may share.
         about = [_SOURCE.read_text(), version, cpu_model(), *_FLAGS]
         digest = hashlib.sha256("\0".join(about).encode()).hexdigest()[:16]
-        library = _BUILD_FOLDER / f"limits-{digest}.so"
+        library = _build_folder() / f"limits-{digest}.so"
         if not library.exists():
-            _BUILD_FOLDER.mkdir(parents=True, exist_ok=True)
+            library.parent.mkdir(parents=True, exist_ok=True)
             # Renamed when complete, so that a build beside this one never loads a part.
             partial = library.with_suffix(f".{os.getpid()}")
             _output([*command, *_FLAGS, str(_SOURCE), "-o", str(partial)])

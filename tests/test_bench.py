@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import bench.__main__
 import bench.backends
 from bench import plan, summary
 from bench.backends.base import Form
@@ -327,3 +328,64 @@ def test_readme_table_is_that_of_a_result() -> None:
     ]
     assert any(summary.insert(readme, table) == readme for table in tables)
     assert all(summary.insert(readme, table + "x") != readme for table in tables)
+
+
+# ---- sigmoid-ce bench ----
+
+
+def _sigmoid_ce_bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Outside of the clone, with what is compiled for it in `folder`."""
+    return subprocess.run(
+        [sys.executable, "-m", "sigmoid_ce", "bench", *arguments],
+        cwd=folder,
+        env={**os.environ, "XDG_CACHE_HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_installed_bench(tmp_path: Path) -> None:
+    quick = ["--quick", "--threads", "1", "--backends", "", "--only", "forward float32 2^10"]
+    done = _sigmoid_ce_bench(tmp_path, *quick, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)  # the whole of stdout
+    assert [row["name"] for row in report["rows"]] == ["forward float32 2^10"]
+    assert report["failures"] == []
+    assert report["settings"]["quick"]
+    (entry,) = (group["entries"]["ours"] for group in report["groups"])
+    assert len(entry["seconds"]) == report["settings"]["rounds"]
+
+
+def test_installed_bench_lists_and_helps(tmp_path: Path) -> None:
+    done = _sigmoid_ce_bench(tmp_path, "--list")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        plan.row_name(group.case, row.variant) for group in plan.plan() for row in group.rows
+    ]
+    done = _sigmoid_ce_bench(tmp_path, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: sigmoid-ce bench")
+    done = _sigmoid_ce_bench(tmp_path, "--only", "no such row")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+
+
+def test_options_that_are_wrong_end_at_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for arguments, message in (
+        (["--rounds", "x"], "argument --rounds: expected an integer of at least 1, got 'x'"),
+        (["--threads", "0"], "argument --threads: expected an integer of at least 1, got '0'"),
+        (["--json", str(tmp_path)], "argument --json: expected the name of a file"),
+        (["--markdown", str(tmp_path / "a" / "b")], "argument --markdown: expected the name of"),
+        (["--backends", "NumPy,Chainer"], "--backends: ['Chainer'] are none of"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            bench.__main__.main(arguments)
+        assert end.value.code == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith(f"Error: {message}")
+        assert err.endswith(" ('python -m bench --help' shows the usage)\n")
+        assert err.count("\n") == 1
