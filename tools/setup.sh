@@ -4,8 +4,11 @@
 # otherwise one message names the packages. PYTHON and CXX choose the programs.
 #
 #   tools/setup.sh          .venv and what it needs
-#   tools/setup.sh cross    what the long tests compile and run with besides: clang, the aarch64 compiler, the
-#                           emulator of other CPUs; a warning if not to be had
+#   tools/setup.sh cross    what the long tests compile and run with besides: clang and its fuzzer, an old g++,
+#                           the aarch64 compiler, the emulator of other CPUs, valgrind; a warning if not to
+#                           be had
+#   tools/setup.sh caffe    what the tests with a real Caffe build it with (Debian's names); a warning if not to
+#                           be had
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -47,6 +50,27 @@ missing_cross() {
   command -v aarch64-linux-gnu-g++ >/dev/null || echo g++-aarch64-linux-gnu
   { command -v qemu-aarch64 && command -v qemu-x86_64; } >/dev/null || echo qemu-user
   command -v clang++ >/dev/null || echo clang
+  { command -v valgrind && [ -e /usr/include/valgrind/callgrind.h ]; } >/dev/null || echo valgrind
+  # The oldest compiler of Debian 12; other releases may not have it.
+  if grep -qs '^VERSION_CODENAME=bookworm' /etc/os-release; then
+    command -v g++-11 >/dev/null || echo g++-11
+  fi
+}
+
+# What -fsanitize links with is a package of its own in some releases, and comes with clang in others.
+has_fuzzer() {
+  printf 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }\n' |
+    clang++ -fsanitize=fuzzer,address,undefined -x c++ - -o /dev/null 2>/dev/null
+}
+
+# dpkg-dev unpacks Caffe's sources. cmake and ninja come with .venv.
+missing_caffe() {
+  command -v dpkg-query >/dev/null || return 0
+  for package in dpkg-dev g++ protobuf-compiler libprotobuf-dev libgoogle-glog-dev libgflags-dev \
+    libboost-system-dev libboost-thread-dev libboost-filesystem-dev libboost-python-dev \
+    libhdf5-dev libopenblas-dev; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q ' installed$' || echo "$package"
+  done
 }
 
 # Installs the packages named, or says which they are and fails.
@@ -74,6 +98,14 @@ if [ "${1:-}" = cross ]; then
   packages=$(missing_cross)
   # shellcheck disable=SC2086  # one word per package
   [ -z "$packages" ] || apt_install $packages || say "going on without them: their tests will be skipped"
+  has_fuzzer || apt_install libclang-rt-dev || say "going on without clang's fuzzer: its test will be skipped"
+  exit 0
+fi
+
+if [ "${1:-}" = caffe ]; then
+  packages=$(missing_caffe)
+  # shellcheck disable=SC2086  # one word per package
+  [ -z "$packages" ] || apt_install $packages || say "going on without them: the tests with Caffe will be skipped"
   exit 0
 fi
 
