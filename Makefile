@@ -6,10 +6,11 @@ PY := $(VENV)/bin/python
 # cmake, ninja and clang-format come from .venv; tests call them by name.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-PYTHON_FILES := python tests bench examples tools
-CPP_FILES = $(shell find cpp python/bindings tests/native bench \( -name "*.cpp" -o -name "*.h" \) 2>/dev/null)
+PYTHON_FILES := python tests bench examples tools caffe/pythonpath
+# Not caffe/, which is in Caffe's style: tests run Caffe's own lint on it.
+CPP_FILES = $(shell find cpp python/bindings tests/native tests/fuzz bench examples/cpp \( -name "*.cpp" -o -name "*.h" \) 2>/dev/null)
 # Folders too: their time changes when a file is removed.
-PACKAGE_FILES := $(shell find cpp python -name __pycache__ -prune -o -name '*.sw?' -o -print)
+PACKAGE_FILES := $(shell find cpp cmake python bench caffe -name __pycache__ -prune -o -name '*.sw?' -o -print)
 
 # Extra arguments: make test ARGS="-k accuracy", make bench ARGS=...
 ARGS ?=
@@ -17,13 +18,15 @@ ARGS ?=
 # One pip at a time in .venv.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long bench lint format clean
+.PHONY: help demo demo-caffe test test-long bench lint format overlay clean
 
 help:
 	@echo 'make demo       train on a real image with the native loss and write a picture'
+	@echo 'make demo-caffe train a U-net with a real Caffe, its own layer against ours'
 	@echo 'make test       run the tests          (ARGS="-k word" chooses)'
 	@echo 'make test-long  run the long tests'
 	@echo 'make bench      measure against other systems'
+	@echo 'make overlay    write the kernels into caffe/ (after a change in cpp/)'
 	@echo 'make lint       clang-format, ruff, mypy'
 	@echo 'make format     rewrite the sources as lint wants them'
 	@echo 'make clean      remove everything that make made'
@@ -31,10 +34,13 @@ help:
 demo: $(VENV)/.demo $(VENV)/.package
 	$(PY) examples/demo_coins.py $(ARGS)
 
-test: $(VENV)/.test $(VENV)/.package
+demo-caffe: $(VENV)/.demo-caffe $(VENV)/.package $(VENV)/.caffe
+	$(PY) examples/demo_caffe.py $(ARGS)
+
+test: $(VENV)/.test $(VENV)/.package $(VENV)/.caffe
 	$(PY) -m pytest $(ARGS)
 
-test-long: $(VENV)/.test $(VENV)/.package $(VENV)/.cross
+test-long: $(VENV)/.test $(VENV)/.package $(VENV)/.caffe $(VENV)/.cross
 	$(PY) -m pytest -m long $(ARGS)
 
 bench: $(VENV)/.bench $(VENV)/.package
@@ -51,19 +57,22 @@ format: $(VENV)/.lint
 	$(PY) -m ruff check --fix $(wildcard $(PYTHON_FILES))
 	$(PY) -m ruff format $(wildcard $(PYTHON_FILES))
 
+overlay: $(VENV)/.lint
+	$(PY) tools/make_overlay.py
+
 clean:
-	rm -rf $(VENV) build dist demo_coins.png .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist demo_coins.png demo_caffe.png .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find $(wildcard $(PYTHON_FILES)) -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.venv: tools/setup.sh
 	sh tools/setup.sh
 	@touch $@
 
-$(VENV)/.cross: $(VENV)/.venv
-	sh tools/setup.sh cross
+$(VENV)/.cross $(VENV)/.caffe: $(VENV)/.%: $(VENV)/.venv
+	sh tools/setup.sh $*
 	@touch $@
 
-$(VENV)/.build $(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.lint: $(VENV)/.%: $(VENV)/.venv pyproject.toml
+$(VENV)/.build $(VENV)/.demo $(VENV)/.demo-caffe $(VENV)/.test $(VENV)/.bench $(VENV)/.lint: $(VENV)/.%: $(VENV)/.venv pyproject.toml
 	$(PY) -m pip install --quiet --group $*
 	@touch $@
 
