@@ -9,8 +9,8 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 PYTHON_FILES := python tests bench examples tools caffe/pythonpath
 # Not caffe/, which is in Caffe's style: tests run Caffe's own lint on it.
 CPP_FILES = $(shell find cpp python/bindings tests/native tests/fuzz bench examples/cpp \( -name "*.cpp" -o -name "*.h" \) 2>/dev/null)
-# Folders too: their time changes when a file is removed.
-PACKAGE_FILES := $(shell find cpp cmake python bench caffe -name __pycache__ -prune -o -name '*.sw?' -o -print)
+# Folders too: their time changes when a file is removed. But not bench, which is a target.
+PACKAGE_FILES := $(filter-out bench,$(shell find cpp cmake python bench caffe -name __pycache__ -prune -o -name '*.sw?' -o -print))
 
 # Extra arguments: make test ARGS="-k accuracy", make bench ARGS=...
 ARGS ?=

@@ -102,7 +102,11 @@ def test_compilers(compiler: str, standard: str, caffe: CaffeBuild, tmp_path: Pa
     # Warnings as in Caffe's Makefile.
     flags = [f"-std={standard}", "-Wall", "-Wno-sign-compare", "-Werror"]
     built = with_overlay(OVERLAY, caffe, cxx=compiler, flags=flags)
-    run_tests(gtest_program(built, cxx=compiler, flags=flags))
+    program = gtest_program(built, cxx=compiler, flags=flags)
+    if compiler.startswith("clang"):
+        # Its programs do not share a registry of layers with a libcaffe of GCC.
+        program = gtest_program(built)
+    assert run_tests(program) >= 40
     if caffe.pycaffe is None:
         missing(caffe.no_pycaffe)
     nets = cases(np.float32)
