@@ -1684,7 +1684,11 @@ double divisor(const Inputs& inputs, const Options& options,
 double loss(const Inputs& inputs, const Options& options,
             const Partial& partial) {
   const FloatEnvironment environment;
-  return partial.sum() / divisor(inputs, options, partial);
+  // Compilers move a division across a change of mode, but not accesses to
+  // volatile variables.
+  const volatile double sum = partial.sum();
+  const volatile double result = sum / divisor(inputs, options, partial);
+  return result;
 }
 
 }  // namespace cpu
