@@ -27,6 +27,7 @@ from hypothesis import HealthCheck, given, settings
 
 import sigmoid_ce as sce
 from sigmoid_ce import cli, stream
+from sigmoid_ce.caffe.cli import caffe
 
 BLOCK = 4096  # for many blocks of few elements
 MODES = ("full", "valid", "batch_size", "none")
@@ -1008,8 +1009,9 @@ def test_without_a_command(call: Call) -> None:
 @pytest.mark.parametrize("width", [80, 100, 200])
 def test_help(call: Call, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    helps = {name: call(*name.split(), "--help") for name in ("", *cli.cli.commands)}
-    assert set(helps) >= {"", "bench", "check", "info", "loss"}
+    names = ["", *cli.cli.commands, *(f"caffe {name}" for name in caffe.commands)]
+    helps = {name: call(*name.split(), "--help") for name in names}
+    assert set(helps) >= {"", "bench", "caffe", "caffe install", "check", "info", "loss"}
     for name, (status, out, err) in helps.items():
         assert (status, err) == (0, "")
         if name == "bench" and width > 100:

@@ -66,7 +66,7 @@ LIBRARIES = (
     "pthread",
 )
 # Increase when this file makes something else of the same tree.
-RECIPE = 1
+RECIPE = 2
 
 OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
@@ -267,6 +267,7 @@ class PythonForCaffe:
     options: tuple[str, ...]
     library_folder: str
     reason: str = ""
+    numpy_headers: tuple[str, ...] = ()
 
 
 @once
@@ -304,7 +305,14 @@ def python_for_caffe() -> PythonForCaffe:
             f"-DPYTHON_LIBRARY={library}",
         ),
         str(Path(library).parent),
+        numpy_headers=(_numpy_headers(),),
     )
+
+
+def _numpy_headers() -> str:
+    import numpy
+
+    return numpy.get_include()
 
 
 def _has_module(name: str) -> bool:
@@ -418,7 +426,6 @@ def _build(tree: Path, overlay: Path | None, python: PythonForCaffe, root: Path)
     command += python.options or ("-DBUILD_python=OFF",)
     command += [
         f"-DCMAKE_MAKE_PROGRAM={_need('ninja')}",
-        f"-DCMAKE_CXX_COMPILER={compiler()}",
         "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON",
         "-DCMAKE_SKIP_RPATH=ON",
         f"-DCMAKE_SHARED_LINKER_FLAGS={rpath}",
@@ -427,6 +434,9 @@ def _build(tree: Path, overlay: Path | None, python: PythonForCaffe, root: Path)
     ]
     # Flags from the environment are not in the name under which the build is kept.
     env = {k: v for k, v in os.environ.items() if k not in ("CFLAGS", "CXXFLAGS", "LDFLAGS")}
+    # CMake takes arguments of the compiler from CXX, and puts them before all others: Debian's
+    # Python has the headers of Debian's NumPy among its own, which must not come before ours.
+    env["CXX"] = shlex.join([compiler(), *(f"-I{folder}" for folder in python.numpy_headers)])
     execute(command, log, cwd=made, env=env)
     targets = ["caffe", "caffe.bin", "gtest", *(["pycaffe"] if python.options else [])]
     ninja = _need("ninja")

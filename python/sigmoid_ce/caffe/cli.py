@@ -24,7 +24,7 @@ _DRY_RUN = click.option(
 
 @click.group(subcommand_metavar="COMMAND [ARGS]...")
 def caffe() -> None:
-    """The layer SigmoidCrossEntropyLoss for Caffe: in source trees, plugins and Python layers."""
+    """The layer for Caffe: source trees, plugins, Python layers."""
 
 
 def _print(outcome: trees.Outcome, json_out: str | None) -> None:
@@ -34,7 +34,7 @@ def _print(outcome: trees.Outcome, json_out: str | None) -> None:
     print_result(lines, outcome.facts, json_out)
 
 
-@caffe.command()
+@caffe.command(short_help="Say what a source tree is, and has of ours.")
 @_TREE
 @json_option
 def status(tree: Path, json_out: str | None) -> None:
@@ -47,7 +47,7 @@ def status(tree: Path, json_out: str | None) -> None:
         _print(trees.status(tree), json_out)
 
 
-@caffe.command()
+@caffe.command(short_help="Put the layer into a source tree.")
 @_TREE
 @click.option(
     "want_proto",
@@ -72,7 +72,7 @@ def install(tree: Path, want_proto: bool, dry_run: bool, force: bool, json_out: 
         _print(trees.install(tree, want_proto=want_proto, force=force, dry_run=dry_run), json_out)
 
 
-@caffe.command()
+@caffe.command(short_help="Take the layer out of a source tree.")
 @_TREE
 @_DRY_RUN
 @_FORCE
@@ -87,14 +87,15 @@ def uninstall(tree: Path, dry_run: bool, force: bool, json_out: str | None) -> N
         _print(trees.uninstall(tree, force=force, dry_run=dry_run), json_out)
 
 
-@caffe.command()
+@caffe.command(short_help="Print the folder of the Python layers' modules.")
 @json_option
 def pythonpath(json_out: str | None) -> None:
     """Print the folder of the Python layers' modules, to put on PYTHONPATH.
 
     \b
     Example:
-      PYTHONPATH="$(sigmoid-ce caffe pythonpath)" caffe train -solver solver.prototxt
+      export PYTHONPATH="$(sigmoid-ce caffe pythonpath):$PYTHONPATH"
+      caffe train -solver solver.prototxt
     """
     with failures():
         folder = data_folder() / "pythonpath"
@@ -103,7 +104,7 @@ def pythonpath(json_out: str | None) -> None:
         print_result([str(folder)], {"pythonpath": str(folder)}, json_out)
 
 
-@caffe.command()
+@caffe.command(short_help="Build the layer for a Caffe that is built already.")
 @click.option(
     "--include",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
