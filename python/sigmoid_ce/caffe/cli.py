@@ -155,8 +155,8 @@ def plugin(
 
     \b
     Example:
-      sigmoid-ce caffe plugin --include ~/caffe/include --include ~/caffe/build/include \\
-                              --lib ~/caffe/build/lib/libcaffe.so -o plugin.so
+      sigmoid-ce caffe plugin -o plugin.so --lib ~/caffe/build/lib/libcaffe.so \\
+          --include ~/caffe/include --include ~/caffe/build/include
       LD_PRELOAD=$PWD/plugin.so caffe train -solver solver.prototxt
     """
     with failures():
