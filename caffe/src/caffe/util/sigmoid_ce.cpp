@@ -21,6 +21,10 @@
 
 #include "caffe/util/sigmoid_ce.hpp"
 
+#if defined(__clang__)
+#pragma clang diagnostic ignored "-Wunused-const-variable"
+#endif
+
 // Exact addition of doubles: the fixed-point number behind Partial, value = sum
 // of limb[k] 2^(32 k - 1088).
 //

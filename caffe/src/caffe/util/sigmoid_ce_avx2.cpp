@@ -5,6 +5,10 @@
 
 #include "caffe/util/sigmoid_ce.hpp"
 
+#if defined(__clang__)
+#pragma clang diagnostic ignored "-Wunused-const-variable"
+#endif
+
 // Included before the target region, so that nothing of the standard library is
 // compiled for it.
 

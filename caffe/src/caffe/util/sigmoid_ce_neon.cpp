@@ -4,6 +4,10 @@
 
 #include "caffe/util/sigmoid_ce.hpp"
 
+#if defined(__clang__)
+#pragma clang diagnostic ignored "-Wunused-const-variable"
+#endif
+
 // What the dispatcher asks of an instruction set: a table of kernels, each for
 // a run of elements.
 

@@ -4,6 +4,10 @@
 
 #include "caffe/util/sigmoid_ce.hpp"
 
+#if defined(__clang__)
+#pragma clang diagnostic ignored "-Wunused-const-variable"
+#endif
+
 // The CPU loop, written once. kernel_<isa>.cpp includes it inside a target
 // region and calls make_table with its Ops. Everything here is a template over
 // Ops, so that no function compiled for one instruction set can stand in for
