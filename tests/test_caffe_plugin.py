@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +207,38 @@ def test_preloaded_into_the_command_line(
     refused = stock.run("time", "-model", bad, "-iterations", "1", env=env, check=False)
     assert refused.returncode != 0
     assert 'layer "loss": param_str: unknown option "pos_wait"' in refused.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_while_it_compiles(
+    stock: realcaffe.CaffeBuild, tmp_path: Path, number: signal.Signals
+) -> None:
+    """The compilers end with it, and nothing is left behind. They would take ten minutes."""
+    compiler, started = tmp_path / "slow", tmp_path / "started"
+    compiler.write_text(f"#!/bin/sh\necho $$ >> {started}\nsleep 600\n")
+    compiler.chmod(0o755)
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [sys.executable, "-m", "sigmoid_ce", "caffe", "plugin", "--compiler", str(compiler)]
+    for include in stock.includes:
+        command += ["--include", str(include)]
+    command += ["--lib", str(stock.library), "-o", str(out / "p.so")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not started.exists() or not started.read_text().endswith("\n"):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert list(out.iterdir()) == []
+    for pid in started.read_text().split():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+
+
+def test_outputs_that_would_replace_something(stock: realcaffe.CaffeBuild) -> None:
+    with pytest.raises(ValueError, match=r"^output: .* is the file of library"):
+        build_plugin(stock.includes, stock.library, stock.library)
 
 
 @pytest.mark.long

@@ -437,6 +437,21 @@ def test_local_changes_to_ours_are_refused(tiny: Path) -> None:
     assert snapshot(tiny) == before
 
 
+def test_originals_put_back_by_others(tiny: Path) -> None:
+    """As `git checkout .` does. Nothing would be lost, so nothing is refused."""
+    before = snapshot(tiny)
+    original = (tiny / SOURCE).read_bytes()
+    trees.install(tiny)
+    installed = snapshot(tiny)
+    (tiny / SOURCE).write_bytes(original)
+    assert trees.status(tiny).facts["changed"] == []
+    trees.install(tiny)
+    assert snapshot(tiny) == installed
+    (tiny / SOURCE).write_bytes(original)
+    trees.uninstall(tiny)
+    assert snapshot(tiny) == before
+
+
 def test_removed_files_of_ours_come_back(tiny: Path) -> None:
     (tiny / SOURCE).chmod(0o755)
     before = snapshot(tiny)

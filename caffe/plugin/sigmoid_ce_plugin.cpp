@@ -59,8 +59,9 @@ bool HostHasGPU() {
   return dlsym(RTLD_DEFAULT, "_ZN5caffe16caffe_gpu_memcpyEmPKvPv") != nullptr;
 }
 
+// Why the layer cannot be registered; empty where it can.
 template <typename Dtype>
-std::string Register() {
+std::string Obstacle() {
   auto& registry = caffe::LayerRegistry<Dtype>::Registry();
   // Every Caffe has it. A registry without it is not the one that Caffe looks
   // into: the symbol is shared only if the plugin was compiled with visible,
@@ -79,7 +80,6 @@ std::string Register() {
     return "the layer type " + Type() +
            " is registered already, by another library or a copy of this one";
   }
-  registry[Type()] = &Create<Dtype>;
   return std::string();
 }
 
@@ -100,8 +100,12 @@ __attribute__((constructor)) void Load() {
                   : "it was built CPU_ONLY, and this Caffe has GPU code: classes "
                     "differ. Build it without CPU_ONLY";
   }
-  if (Error().empty()) { Error() = Register<float>(); }
-  if (Error().empty()) { Error() = Register<double>(); }
+  if (Error().empty()) { Error() = Obstacle<float>(); }
+  if (Error().empty()) { Error() = Obstacle<double>(); }
+  if (Error().empty()) {
+    caffe::LayerRegistry<float>::Registry()[Type()] = &Create<float>;
+    caffe::LayerRegistry<double>::Registry()[Type()] = &Create<double>;
+  }
   if (!Error().empty() && std::getenv("SIGMOID_CE_PLUGIN_QUIET") == nullptr) {
     std::cerr << "sigmoid_ce plugin: " << Error() << std::endl;
     std::_Exit(EXIT_FAILURE);

@@ -10,6 +10,7 @@ from sigmoid_ce.caffe import plugin as plugins
 from sigmoid_ce.caffe import tree as trees
 from sigmoid_ce.caffe.paths import data_folder
 from sigmoid_ce.console import failures, json_option, print_result
+from sigmoid_ce.stream import refuse_same
 
 _TREE = click.argument("tree", type=click.Path(path_type=Path))
 _FORCE = click.option(
@@ -94,7 +95,7 @@ def pythonpath(json_out: str | None) -> None:
 
     \b
     Example:
-      export PYTHONPATH="$(sigmoid-ce caffe pythonpath):$PYTHONPATH"
+      export PYTHONPATH="$(sigmoid-ce caffe pythonpath)${PYTHONPATH:+:$PYTHONPATH}"
       caffe train -solver solver.prototxt
     """
     with failures():
@@ -136,7 +137,13 @@ def pythonpath(json_out: str | None) -> None:
     help="How Caffe was built; found out from LIB, and refused where it differs.",
 )
 @click.option("--compiler", metavar="CXX", help="GCC's C++ compiler; default: CXX, else g++.")
-@click.option("--flag", "flags", multiple=True, metavar="FLAG", help="One more for the compiler.")
+@click.option(
+    "--flag",
+    "flags",
+    multiple=True,
+    metavar="FLAG",
+    help="One more for the compiler, such as --flag=-std=c++17.",
+)
 @json_option
 def plugin(
     include: tuple[Path, ...],
@@ -160,6 +167,8 @@ def plugin(
       LD_PRELOAD=$PWD/plugin.so caffe train -solver solver.prototxt
     """
     with failures():
+        if json_out not in (None, "-"):
+            refuse_same(Path(str(json_out)), "--json", {"the plugin": output, "--lib": library})
         made = plugins.build_plugin(
             include,
             library,

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from sigmoid_ce.caffe.paths import data_folder
+from sigmoid_ce.stream import refuse_same
 
 BUILT_IN = "SigmoidCrossEntropyLoss"
 
@@ -54,7 +56,7 @@ def build_plugin(
     output : the file to write
     cpu_only : whether Caffe was built with CPU_ONLY. None: found out from the library
     compiler : GCC's C++ compiler. None: CXX of the environment, else g++
-    flags : more flags for it
+    flags : more flags for it, such as -std=c++17 where Caffe's headers ask for more than C++14
 
     Raises
     ------
@@ -78,6 +80,7 @@ def build_plugin(
             f"cpu_only: {library} has {has}, so the plugin needs cpu_only={host_is_cpu_only}"
         )
     output = Path(output).absolute()
+    refuse_same(output, "output", {"library": library})
     if not output.parent.is_dir():
         raise ValueError(f"output: {output.parent} is no folder")
     command = [*_compiler(compiler), "-std=c++14", "-O2", "-fPIC", "-Dsigmoid_ce=sigmoid_ce_plugin"]
@@ -91,17 +94,16 @@ def build_plugin(
     sources += sorted((data_folder() / "src" / "caffe" / "util").glob("sigmoid_ce*.cpp"))
     with tempfile.TemporaryDirectory(prefix=".sigmoid_ce-", dir=output.parent) as folder:
         objects = [Path(folder) / f"{source.stem}.o" for source in sources]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            steps = [
-                pool.submit(_run, [*command, "-c", str(source), "-o", str(made)])
+        _run_all(
+            [
+                [*command, "-c", str(source), "-o", str(made)]
                 for source, made in zip(sources, objects, strict=True)
             ]
-            for step in steps:
-                step.result()
+        )
         finished = Path(folder) / output.name
         link = [*_compiler(compiler), "-shared", *map(str, objects), "-o", str(finished)]
         link += [f"-L{library.parent}", f"-l:{library.name}", f"-Wl,-rpath,{library.parent}"]
-        _run([*link, *flags, "-lglog", "-ldl"])
+        _run_all([[*link, *flags, "-lglog", "-ldl"]])
         _try(finished, library)
         finished.replace(output)
     return Plugin(output, cpu_only)
@@ -180,12 +182,46 @@ def _is_cpu_only(library: Path) -> bool:
     return _GPU_SYMBOL not in done.stdout
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    if done.returncode != 0:
-        lines = (done.stdout + done.stderr).strip().splitlines() or [f"status {done.returncode}"]
-        first = next((line for line in lines if "error" in line), lines[-1])
-        raise RuntimeError(f"compiling failed: {first.strip()} ({shlex.join(command)})")
+def _run_all(commands: list[list[str]]) -> None:
+    """As many at a time as there are CPUs. Where one fails, or Ctrl-C comes, all end at once."""
+    waiting = list(reversed(commands))
+    running: list[tuple[subprocess.Popen[str], list[str], IO[str]]] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < (os.cpu_count() or 1):
+                command = waiting.pop()
+                # To a file: nobody reads a pipe while another process is waited for. In a session
+                # of its own, so that what the compiler starts can be ended with it.
+                output: IO[str] = tempfile.TemporaryFile("w+", errors="replace")
+                process = subprocess.Popen(
+                    command,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    start_new_session=True,
+                )
+                running.append((process, command, output))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running[0][0].wait(0.1)
+            for entry in [entry for entry in running if entry[0].poll() is not None]:
+                running.remove(entry)
+                _check(*entry)
+    finally:
+        for started, _, its_output in running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
+            started.wait()
+            its_output.close()
+
+
+def _check(process: subprocess.Popen[str], command: list[str], output: IO[str]) -> None:
+    with output:
+        if process.returncode == 0:
+            return
+        output.seek(0)
+        lines = output.read().strip().splitlines() or [f"status {process.returncode}"]
+    first = next((line for line in lines if "error" in line), lines[-1])
+    raise RuntimeError(f"compiling failed: {first.strip()} ({shlex.join(command)})")
 
 
 def _try(plugin: Path, library: Path) -> None:

@@ -208,13 +208,17 @@ class Tree:
         return content
 
     def changed(self) -> list[str]:
-        """Files of ours that are not as they were put in. A file that is gone does not count."""
+        """Files of ours that are not as they were put in, and hold what nobody has kept.
+
+        A file that is gone does not count, nor does an original that was put back, as git does it.
+        """
         if self.record is None:
             return []
         found = []
-        for name, (ours, _) in self.record.files.items():
+        for name, (ours, kept) in self.record.files.items():
             content = self.current(name)
-            if content is not None and digest(content) != ours:
+            known = {ours} if kept is None else {ours, kept[0]}
+            if content is not None and digest(content) not in known:
                 found.append(name)
         return found
 
@@ -243,8 +247,8 @@ class Tree:
                 self.path(name)
             edit = None if data["proto"] is None else proto.Edit(**data["proto"])
             return Installed(str(data["version"]), files, list(data["folders"]), edit)
-        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{self.root / RECORD} cannot be read ({error!r})") from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.root / RECORD} cannot be read ({error})") from error
 
 
 def _kept(name: str) -> str:

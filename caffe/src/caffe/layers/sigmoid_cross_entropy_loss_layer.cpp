@@ -4,6 +4,8 @@
 #endif
 
 #include <limits>
+#include <locale>
+#include <memory>
 #include <set>
 #include <sstream>
 #include <string>
@@ -61,7 +63,11 @@ void ReadMessage(const Proto& proto, ...) {}
 // ---- param_str ----
 
 double ReadNumber(const string& name, const string& key, const JSON& value) {
-  const boost::optional<double> number = value.get_value_optional<double>();
+  // As C writes numbers, whatever locale the program has set.
+  const boost::property_tree::stream_translator<char, std::char_traits<char>,
+      std::allocator<char>, double> in_c(std::locale::classic());
+  const boost::optional<double> number =
+      value.get_value_optional<double>(in_c);
   CHECK(number && value.empty())
       << name << "param_str: " << key << ": expected a number, got "
       << (value.empty() ? "\"" + value.data() + "\"" : "an array or object");
