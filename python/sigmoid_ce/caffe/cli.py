@@ -95,7 +95,8 @@ def pythonpath(json_out: str | None) -> None:
 
     \b
     Example:
-      export PYTHONPATH="$(sigmoid-ce caffe pythonpath)${PYTHONPATH:+:$PYTHONPATH}"
+      layers="$(sigmoid-ce caffe pythonpath)"
+      export PYTHONPATH="$layers${PYTHONPATH:+:$PYTHONPATH}"
       caffe train -solver solver.prototxt
     """
     with failures():
