@@ -421,6 +421,13 @@ class CallArgs {
     options.has_ignore_label = true;
   }
 
+  // What every function has: the options of the single elements.
+  void set_elements(py::handle pos_weight, py::handle weight, py::handle ignore_label) {
+    set_pos_weight(pos_weight);
+    set_weight(weight);
+    set_ignore_label(ignore_label);
+  }
+
   void set_normalization(py::handle normalization, py::handle normalize) {
     read_normalization(normalization, normalize, &options);
   }

@@ -20,9 +20,7 @@ namespace {
 double forward(py::handle scores, py::handle targets, py::handle pos_weight, py::handle weight,
                py::handle ignore_label, py::handle normalization, py::handle normalize) {
   CallArgs args(scores, targets);
-  args.set_pos_weight(pos_weight);
-  args.set_weight(weight);
-  args.set_ignore_label(ignore_label);
+  args.set_elements(pos_weight, weight, ignore_label);
   args.set_normalization(normalization, normalize);
   Partial partial;
   Status status;
@@ -39,9 +37,7 @@ double forward(py::handle scores, py::handle targets, py::handle pos_weight, py:
 py::array elementwise(py::handle scores, py::handle targets, py::handle pos_weight,
                       py::handle weight, py::handle ignore_label, py::handle out) {
   CallArgs args(scores, targets);
-  args.set_pos_weight(pos_weight);
-  args.set_weight(weight);
-  args.set_ignore_label(ignore_label);
+  args.set_elements(pos_weight, weight, ignore_label);
   MutableArray losses;
   py::array result = args.output(out, &losses);
   Status status;
@@ -57,9 +53,7 @@ py::array backward(py::handle scores, py::handle targets, py::handle pos_weight,
                    py::handle ignore_label, py::handle normalization, py::handle normalize,
                    py::handle loss_weight, py::handle out) {
   CallArgs args(scores, targets);
-  args.set_pos_weight(pos_weight);
-  args.set_weight(weight);
-  args.set_ignore_label(ignore_label);
+  args.set_elements(pos_weight, weight, ignore_label);
   args.set_normalization(normalization, normalize);
   args.set_loss_weight(loss_weight);
   MutableArray gradient;
@@ -77,9 +71,7 @@ py::tuple forward_backward(py::handle scores, py::handle targets, py::handle pos
                            py::handle weight, py::handle ignore_label, py::handle normalization,
                            py::handle normalize, py::handle loss_weight, py::handle out) {
   CallArgs args(scores, targets);
-  args.set_pos_weight(pos_weight);
-  args.set_weight(weight);
-  args.set_ignore_label(ignore_label);
+  args.set_elements(pos_weight, weight, ignore_label);
   args.set_normalization(normalization, normalize);
   args.set_loss_weight(loss_weight);
   MutableArray gradient;
@@ -99,9 +91,7 @@ py::tuple forward_backward(py::handle scores, py::handle targets, py::handle pos
 py::object partial(py::handle scores, py::handle targets, py::handle pos_weight, py::handle weight,
                    py::handle ignore_label, py::handle first_index, py::handle shape) {
   CallArgs args(scores, targets, first_index, shape);
-  args.set_pos_weight(pos_weight);
-  args.set_weight(weight);
-  args.set_ignore_label(ignore_label);
+  args.set_elements(pos_weight, weight, ignore_label);
   Partial result;
   Status status;
   {
@@ -117,9 +107,7 @@ py::tuple partial_backward(py::handle scores, py::handle targets, py::handle div
                            py::handle loss_weight, py::handle first_index, py::handle shape,
                            py::handle out) {
   CallArgs args(scores, targets, first_index, shape);
-  args.set_pos_weight(pos_weight);
-  args.set_weight(weight);
-  args.set_ignore_label(ignore_label);
+  args.set_elements(pos_weight, weight, ignore_label);
   args.set_divisor(divisor);
   args.set_loss_weight(loss_weight);
   MutableArray gradient;
