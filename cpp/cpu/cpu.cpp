@@ -3,51 +3,37 @@
 #include "sigmoid_ce/cpu.h"
 
 #include <atomic>
-#include <cmath>
 #include <cstdlib>
-#include <limits>
 #include <mutex>
 #if defined(__x86_64__)
 #include <emmintrin.h>
 #endif
 
 #include "cpu/dispatch.h"
-#include "cpu/float_environment.h"
 #include "cpu/kernel.h"
 #include "cpu/parallel.h"
 #include "cpu/system.h"
-#include "cpu/view.h"
 #include "math/block_sum.h"
+#include "math/call.h"
+#include "math/float_environment.h"
 #include "math/semantics.h"
+#include "math/view.h"
 
 namespace sigmoid_ce {
 namespace cpu {
 namespace {
 
+using math::Call;
+using math::FloatEnvironment;
+using math::invalid;
 using math::kBlock;
+using math::View;
 
 // Below this many elements a second thread costs more than it saves.
 constexpr std::int64_t kSerial = 1 << 15;
 // Blocks that a thread takes at a time: enough to amortise the taking, few enough to share the end evenly.
 constexpr std::int64_t kBlocksPerRun = 16;
 constexpr std::int64_t kCacheLine = 64;
-
-std::int64_t size_of(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat32:
-    case DType::kInt32:
-      return 4;
-    case DType::kFloat64:
-    case DType::kInt64:
-      return 8;
-    default:
-      return 1;
-  }
-}
-
-Status invalid(const char* argument, const char* message) {
-  return Status(Code::kInvalidArgument, argument, message);
-}
 
 // One call, and what its threads share.
 struct Job {
@@ -250,139 +236,21 @@ void work(void* context) {
   if (job->run.block_sums != nullptr) job->partial.add(partial);
 }
 
-// The arguments of a call, checked.
-struct Call {
-  const Inputs& inputs;
-  const Options& options;
-  std::int64_t total = 1;  // of the whole shape
-  std::int64_t first = 0, count = 0;
-  std::int64_t batch_size = 1;
-  std::int64_t itemsize = 4;
-
-  Call(const Inputs& i, const Options& o) : inputs(i), options(o) {}
-
-  Status check() {
-    const DType dtype = inputs.scores.dtype;
-    if (dtype != DType::kFloat32 && dtype != DType::kFloat64) {
-      return invalid("scores", "expected float32 or float64");
-    }
-    itemsize = size_of(dtype);
-    const DType target = inputs.targets.dtype;
-    if (target != dtype && (target < DType::kBool || target > DType::kInt64)) {
-      return invalid("targets", "expected the scores' dtype, bool, uint8, int8, int32 or int64");
-    }
-    if (inputs.ndim < 0 || inputs.ndim > kMaxDims) return invalid("shape", "expected 0 to 64 axes");
-    bool empty = false;
-    for (int d = 0; d < inputs.ndim; ++d) {
-      const std::int64_t n = inputs.shape[d];
-      if (n < 0) return invalid("shape", "expected lengths of 0 or more");
-      empty = empty || n == 0;
-      // A byte offset must fit 63 bits too.
-      if (n != 0 && total > INT64_MAX / 8 / n) {
-        return invalid("shape", "expected fewer than 2^60 elements");
-      }
-      if (n != 0) total *= n;
-    }
-    if (empty) total = 0;
-    if (inputs.ndim > 0) batch_size = inputs.shape[0];
-    first = inputs.first_index;
-    if (first < 0 || first > total) return invalid("first_index", "expected an index of the shape");
-    count = inputs.count < 0 ? total - first : inputs.count;
-    if (count > total - first) return invalid("count", "expected elements inside the shape");
-    if (count > 0 && inputs.scores.data == nullptr) return invalid("scores", "expected an array");
-    if (count > 0 && inputs.targets.data == nullptr) return invalid("targets", "expected an array");
-    return check_options();
-  }
-
-  // After check().
-  View view(const ConstArray& a) const {
-    return View(a.data, size_of(a.dtype), inputs.shape, inputs.ndim, a.strides, first);
-  }
-
-  Status check_options() const {
-    const Options& o = options;
-    if (o.pos_weight_count < 0 || (o.pos_weight_count > 0 && o.pos_weight == nullptr)) {
-      return invalid("pos_weight", "expected one number, or one per channel");
-    }
-    if (o.pos_weight_count > 1 && (inputs.ndim < 2 || o.pos_weight_count != inputs.shape[1])) {
-      return invalid("pos_weight", "expected one number, or one per channel (axis 1)");
-    }
-    for (std::int64_t i = 0; i < o.pos_weight_count; ++i) {
-      // !(a <= b): NaN too.
-      if (!(o.pos_weight[i] >= 0) || std::isinf(o.pos_weight[i])) {
-        return invalid("pos_weight", "expected finite values of 0 or more");
-      }
-      if (inputs.scores.dtype == DType::kFloat32 &&
-          o.pos_weight[i] > std::numeric_limits<float>::max()) {
-        return invalid("pos_weight", "expected values that are finite as float32");
-      }
-    }
-    if (o.weight.data != nullptr && o.weight.dtype != inputs.scores.dtype &&
-        o.weight.dtype != DType::kBool && o.weight.dtype != DType::kUint8 &&
-        o.weight.dtype != DType::kInt8) {
-      return invalid("weight", "expected the scores' dtype, bool, uint8 or int8");
-    }
-    if (o.normalization > Normalization::kNumber) {
-      return invalid("normalization", "expected one of the enumeration");
-    }
-    if (o.normalization == Normalization::kNumber && !(o.divisor > 0 && std::isfinite(o.divisor))) {
-      return invalid("normalization", "expected a finite number above 0");
-    }
-    return Status();
-  }
-};
-
-// Of contiguous arrays. Whether strided ones share an element is a hard question, which the caller's
-// array library answers better: cpu.h leaves it to the caller.
-bool overlap(const View& a, const View& b, const Call& call) {
-  if (!a.contiguous() || !b.contiguous()) return false;
-  std::uintptr_t a_low, a_high, b_low, b_high;
-  a.bounds(call.first, call.count, &a_low, &a_high);
-  b.bounds(call.first, call.count, &b_low, &b_high);
-  return a_low < b_high && b_low < a_high;
-}
-
 int target_index(const Inputs& inputs) {
   if (inputs.targets.dtype == inputs.scores.dtype) return kTargetScores;
   return kTargetBool + static_cast<int>(inputs.targets.dtype) - static_cast<int>(DType::kBool);
 }
 
-// The ignore_label as the kernels want it; off when no target of the type can match.
-void set_ignore_label(const Inputs& inputs, std::int64_t label, Run* run) {
-  std::int64_t low = INT64_MIN, high = INT64_MAX;
-  switch (inputs.targets.dtype) {
-    case DType::kFloat32: {
-      float l, h;
-      math::ignore_range(label, &l, &h);
-      run->ignore_low = l;
-      run->ignore_high = h;
-      break;
-    }
-    case DType::kFloat64:
-      math::ignore_range(label, &run->ignore_low, &run->ignore_high);
-      break;
-    case DType::kBool:
-      low = 0, high = 1;
-      break;
-    case DType::kUint8:
-      low = 0, high = UINT8_MAX;
-      break;
-    case DType::kInt8:
-      low = INT8_MIN, high = INT8_MAX;
-      break;
-    case DType::kInt32:
-      low = INT32_MIN, high = INT32_MAX;
-      break;
-    case DType::kInt64:
-      break;
-  }
-  run->ignore_label = label;
-  run->has_ignore_label = label >= low && label <= high;
-}
-
 Status execute(const Inputs& inputs, const Options& options, Operation operation, Partial* partial,
                const MutableArray* out) {
   const FloatEnvironment environment;  // options are rounded here as well
+  const DType dtype = inputs.scores.dtype;
+  if (dtype != DType::kFloat32 && dtype != DType::kFloat64) {
+    return invalid("scores", "expected float32 or float64");
+  }
+  if (inputs.targets.dtype != dtype && !math::is_integer(inputs.targets.dtype)) {
+    return invalid("targets", "expected the scores' dtype, bool, uint8, int8, int32 or int64");
+  }
   Call call(inputs, options);
   Status status = call.check();
   if (!status.ok()) return status;
@@ -405,23 +273,16 @@ Status execute(const Inputs& inputs, const Options& options, Operation operation
   job.stage_targets = !targets.contiguous();
 
   if (out != nullptr && call.count > 0) {
-    if (out->data == nullptr) return invalid("out", "expected an array");
-    if (output.overlaps_itself()) return invalid("out", "expected elements that do not overlap");
-    const bool in_place = output.same_layout(scores);
-    if (!in_place && overlap(output, scores, call)) {
-      return invalid("out", "expected the scores themselves, or no overlap with them");
-    }
-    if (overlap(output, targets, call)) return invalid("out", "expected no overlap with targets");
-    if (options.weight.data != nullptr && overlap(output, weight, call)) {
-      return invalid("out", "expected no overlap with weight");
-    }
+    status = call.check_output(*out, output, scores, targets, weight);
+    if (!status.ok()) return status;
     job.out = &output;
     job.stage_out = !output.contiguous();
     // Where reads and writes together exceed the cache, written lines need not pass through it, as long
     // as they are whole: streaming stores are aligned. In place the lines are in the cache already.
     const std::int64_t traffic = 3 * call.count * call.itemsize;
     const bool aligned = reinterpret_cast<std::uintptr_t>(output.at(call.first)) % kCacheLine == 0;
-    job.run.stream = kStreams && !job.stage_out && !in_place && aligned && traffic > cache_size();
+    job.run.stream = kStreams && !job.stage_out && !output.same_layout(scores) && aligned &&
+                     traffic > cache_size();
   }
 
   // One value per channel, by a stride on axis 1 alone.
@@ -453,7 +314,11 @@ Status execute(const Inputs& inputs, const Options& options, Operation operation
       job.stage_weight = !weight.contiguous() || options.weight.dtype != inputs.scores.dtype;
     }
   }
-  if (options.has_ignore_label) set_ignore_label(inputs, options.ignore_label, &job.run);
+  const math::IgnoreRule ignore(inputs.targets.dtype, options);
+  job.run.has_ignore_label = ignore.on;
+  job.run.ignore_low = ignore.low;
+  job.run.ignore_high = ignore.high;
+  job.run.ignore_label = ignore.label;
   general = general || job.run.has_ignore_label;
 
   const int scores_index = job.dtype == DType::kFloat32 ? 0 : 1;

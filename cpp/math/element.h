@@ -48,10 +48,15 @@ struct Element {
     e.x = x;
     e.a = O::abs(x);
     e.z = exp_neg<O>(e.a);
-    const V negative = O::sub(O::set(1), t);
-    e.u = O::by_sign(x, O::mul(p, t), negative);
-    e.c = O::fma(p, t, negative);
+    e.weigh(t, p);
     return e;
+  }
+
+  // An element that was plain gets the pos_weight p.
+  SIGMOID_CE_INLINE void weigh(V t, V p) {
+    const V negative = O::sub(O::set(1), t);
+    u = O::by_sign(x, O::mul(p, t), negative);
+    c = O::fma(p, t, negative);
   }
 
   // w left out.

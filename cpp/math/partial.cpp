@@ -1,8 +1,6 @@
 #include "sigmoid_ce/partial.h"
 
-#include <cmath>
 #include <cstring>
-#include <limits>
 
 #include "math/exact_sum.h"
 
@@ -12,20 +10,17 @@ constexpr int Partial::kLimbs;
 constexpr int Partial::kWords;
 
 static_assert(Partial::kLimbs == math::kLimbs, "one number of limbs");
+static_assert(Partial::kWords == math::kWords, "one list of words");
+
+namespace {
+
+std::int64_t* words_of(Partial* partial) { return reinterpret_cast<std::int64_t*>(partial); }
+
+}  // namespace
 
 Partial::Partial() { std::memset(this, 0, sizeof *this); }
 
-void Partial::add(double block_sum) {
-  if (std::isfinite(block_sum)) {
-    math::exact_add(limb, block_sum);
-  } else if (std::isnan(block_sum)) {
-    ++n_nan;
-  } else if (block_sum > 0) {
-    ++n_posinf;
-  } else {
-    ++n_neginf;
-  }
-}
+void Partial::add(double block_sum) { math::add_block_sum(words_of(this), block_sum); }
 
 void Partial::add(const Partial& other) {
   Partial o = other;
@@ -43,12 +38,13 @@ void Partial::add(const Partial& other) {
 void Partial::normalize() { math::exact_normalize(limb); }
 
 double Partial::sum() const {
-  if (n_nan > 0 || (n_posinf > 0 && n_neginf > 0)) return std::numeric_limits<double>::quiet_NaN();
-  if (n_posinf > 0) return std::numeric_limits<double>::infinity();
-  if (n_neginf > 0) return -std::numeric_limits<double>::infinity();
   Partial p = *this;
   p.normalize();
-  return math::exact_round(p.limb);
+  int lowest = 0;
+  while (lowest < kLimbs && p.limb[lowest] == 0) ++lowest;
+  int top = kLimbs - 1;
+  while (top >= 0 && math::exact_digit(p.limb, lowest, top) == 0) --top;
+  return math::sum_of_words(words_of(&p), math::exact_round(p.limb, lowest, top));
 }
 
 bool Partial::operator==(const Partial& other) const {

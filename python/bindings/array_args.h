@@ -18,7 +18,7 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/float_environment.h"
+#include "math/float_environment.h"
 #include "sigmoid_ce/options.h"
 #include "sigmoid_ce/status.h"
 
@@ -377,7 +377,7 @@ class CallArgs {
       }
       weight_number_.f64 = number;
       if (dtype_ == DType::kFloat32) {
-        const cpu::FloatEnvironment environment;  // not by the caller's rounding mode
+        const math::FloatEnvironment environment;  // not by the caller's rounding mode
         const volatile double rounded_here = number;
         weight_number_.f32 = static_cast<float>(rounded_here);
       }

@@ -2,7 +2,7 @@
 // from integers. tests/digests.txt holds the lines; every instruction set (SIGMOID_CE_ISA), compiler and
 // thread count must print the same. tests/digest.py makes the same lines through the Python package, so
 // the inputs and the digest are defined by integer operations that both languages share. With --isa it
-// prints the instruction set in use instead.
+// prints the instruction set in use instead. Compiled with SIGMOID_CE_DIGEST_CUDA it computes on the GPU.
 //
 // Digest of 64-bit words v[i]: sum of mix(v[i] ^ mix(i)) modulo 2^64, with mix the finaliser of splitmix64.
 // A NaN counts as the quiet NaN of its type without sign and payload.
@@ -17,6 +17,12 @@
 #include <vector>
 
 #include "sigmoid_ce/cpu.h"
+#if defined(SIGMOID_CE_DIGEST_CUDA)
+#include "digest_cuda.h"
+namespace device = digest_cuda;
+#else
+namespace device = sigmoid_ce::cpu;
+#endif
 
 namespace {
 
@@ -154,21 +160,21 @@ void operations(const std::string& name, const sigmoid_ce::Inputs& inputs,
   std::vector<T> out(static_cast<std::size_t>(count) +
                      1);  // never an empty vector: data() is valid
   const sigmoid_ce::MutableArray array(out.data());
-  check(cpu::elementwise(inputs, options, array), name);
+  check(device::elementwise(inputs, options, array), name);
   print(name + "/elementwise", digest(out, count));
 
-  check(cpu::backward(inputs, options, array), name);
+  check(device::backward(inputs, options, array), name);
   const std::uint64_t gradient = digest(out, count);
   print(name + "/backward", gradient);
 
   sigmoid_ce::Partial partial;
-  check(cpu::forward(inputs, options, &partial), name);
+  check(device::forward(inputs, options, &partial), name);
   print(name + "/forward", digest({word(partial.sum()), static_cast<std::uint64_t>(partial.n_valid),
                                    static_cast<std::uint64_t>(partial.n_total),
                                    word(cpu::loss(inputs, options, partial))}));
 
   sigmoid_ce::Partial both;
-  check(cpu::forward_backward(inputs, options, &both, array), name);
+  check(device::forward_backward(inputs, options, &both, array), name);
   if (digest(out, count) != gradient || !(both == partial)) {
     std::fprintf(stderr, "%s: forward_backward differs from forward and backward\n", name.c_str());
     std::exit(1);

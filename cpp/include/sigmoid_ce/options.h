@@ -14,6 +14,8 @@ enum class DType : std::uint8_t {
   kInt8 = 4,
   kInt32 = 5,
   kInt64 = 6,  // saturated to 32 bits before it becomes a float; ignore_label compares all 64 bits
+  kFloat16 = 7,  // on the GPU only, as kBfloat16: computed in float32, rounded once
+  kBfloat16 = 8,
 };
 
 // An array that is read. `strides` holds one stride in bytes per axis of Inputs::shape (0 broadcasts,

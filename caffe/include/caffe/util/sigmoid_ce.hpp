@@ -19,8 +19,11 @@ enum class Code {
   kInvalidArgument,  // an argument has a wrong value; `argument` names it
   kUnsupported,  // the machine lacks what was asked for (an instruction set,
                  // say)
-  kOutOfMemory,  // the staging buffers could not be allocated; nothing was
-                 // computed
+  kOutOfMemory,  // the staging buffers, or memory of a device, could not be
+                 // had; nothing was computed
+  kNoDevice,     // no GPU, no driver for it, or one that is too old
+  kDeviceError,  // CUDA reported an error, perhaps of work that was started
+                 // before
 };
 
 // No allocation and no exception: both strings have static storage.
@@ -28,10 +31,11 @@ struct Status {
   Code code;
   const char* argument;  // name of the argument at fault, "" when there is none
   const char* message;   // what was expected, "" when ok
+  int cuda_error;  // the cudaError_t behind the code, 0 when there is none
 
-  Status() : code(Code::kOk), argument(""), message("") {}
-  Status(Code c, const char* arg, const char* text)
-      : code(c), argument(arg), message(text) {}
+  Status() : code(Code::kOk), argument(""), message(""), cuda_error(0) {}
+  Status(Code c, const char* arg, const char* text, int error = 0)
+      : code(c), argument(arg), message(text), cuda_error(error) {}
   bool ok() const { return code == Code::kOk; }
 };
 
@@ -51,6 +55,9 @@ enum class DType : std::uint8_t {
   kInt32 = 5,
   kInt64 = 6,  // saturated to 32 bits before it becomes a float; ignore_label
                // compares all 64 bits
+  kFloat16 =
+      7,  // on the GPU only, as kBfloat16: computed in float32, rounded once
+  kBfloat16 = 8,
 };
 
 // An array that is read. `strides` holds one stride in bytes per axis of

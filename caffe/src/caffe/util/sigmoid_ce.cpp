@@ -32,6 +32,47 @@
 // added before a carry has to be passed on, and integer addition, in any order
 // and on any device, merges two numbers.
 
+// What the kernels ask of the compiler.
+
+#if defined(__FAST_MATH__) || \
+    (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "sigmoid_ce: compile without -ffast-math, which changes results"
+#endif
+
+#if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0 && \
+    __FLT_EVAL_METHOD__ != 16
+// On 32-bit x86: -mfpmath=sse.
+#error "sigmoid_ce: float and double must have their own precision"
+#endif
+
+#if defined(__CUDA_FTZ) || defined(__USE_FAST_MATH__)
+#error \
+    "sigmoid_ce: compile without -use_fast_math and -ftz=true, which change results"
+#endif
+
+// Everything between the entry points of a kernel is inlined, so that no
+// function compiled for one instruction set can be picked by the linker for
+// another. In CUDA sources these are functions of the device, and those marked
+// with SIGMOID_CE_BOTH of the host too.
+#if defined(__CUDACC__)
+#define SIGMOID_CE_INLINE __device__ inline __attribute__((always_inline))
+#define SIGMOID_CE_BOTH __host__ __device__ inline
+#else
+#define SIGMOID_CE_INLINE inline __attribute__((always_inline))
+#define SIGMOID_CE_BOTH inline
+#endif
+
+// A product that must be rounded before it is added: hides it from the
+// optimiser, since GCC fuses mul and add into fma by default wherever the
+// instruction exists, intrinsics included. Costs no instruction.
+#if defined(__x86_64__) || defined(__i386__)
+#define SIGMOID_CE_KEEP_ROUNDED(v) __asm__("" : "+x"(v))
+#elif defined(__aarch64__)
+#define SIGMOID_CE_KEEP_ROUNDED(v) __asm__("" : "+w"(v))
+#else
+#define SIGMOID_CE_KEEP_ROUNDED(v) __asm__("" : "+m"(v))
+#endif
+
 namespace sigmoid_ce {
 namespace math {
 
@@ -39,11 +80,29 @@ constexpr int kLimbs = 68;
 constexpr int kLimbBias =
     1088;  // limb[0] counts units of 2^-1088; a double's lowest bit is 2^-1074
 
-// Adds a finite value.
-inline void exact_add(std::int64_t* limb, double value) {
-  std::uint64_t bits;
+// The words of a Partial: its limbs, then counts.
+enum Word {
+  kWordNan = kLimbs,
+  kWordPosInf,
+  kWordNegInf,
+  kWordValid,
+  kWordTotal,
+  kWords
+};
+
+constexpr std::uint64_t kSignBit = std::uint64_t(1) << 63;
+constexpr std::uint64_t kInfinityBits = std::uint64_t(0x7ff) << 52;
+constexpr std::uint64_t kNanBits = std::uint64_t(0xfff) << 51;
+
+SIGMOID_CE_BOTH double from_bits(std::uint64_t bits) {
+  double value;
 // NOLINT_NEXT_LINE(caffe/alt_fn)
-  std::memcpy(&bits, &value, sizeof bits);
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Adds a finite value, given as its bits.
+SIGMOID_CE_BOTH void exact_add(std::int64_t* limb, std::uint64_t bits) {
   const int exponent = static_cast<int>(bits >> 52) & 0x7ff;
   std::uint64_t mantissa = bits & ((std::uint64_t(1) << 52) - 1);
   if (exponent != 0) mantissa |= std::uint64_t(1) << 52;
@@ -56,7 +115,7 @@ inline void exact_add(std::int64_t* limb, double value) {
   const std::uint64_t low = (mantissa << s) & 0xffffffffu;
   const std::uint64_t middle = (mantissa >> (32 - s)) & 0xffffffffu;
   const std::uint64_t high = s ? mantissa >> (64 - s) : 0;
-  if (bits >> 63) {
+  if (bits & kSignBit) {
     limb[k] -= static_cast<std::int64_t>(low);
     limb[k + 1] -= static_cast<std::int64_t>(middle);
     limb[k + 2] -= static_cast<std::int64_t>(high);
@@ -64,6 +123,21 @@ inline void exact_add(std::int64_t* limb, double value) {
     limb[k] += static_cast<std::int64_t>(low);
     limb[k + 1] += static_cast<std::int64_t>(middle);
     limb[k + 2] += static_cast<std::int64_t>(high);
+  }
+}
+
+// Adds the sum of a block, which need not be finite, to the words of a Partial.
+SIGMOID_CE_BOTH void add_block_sum(std::int64_t* words, double sum) {
+  std::uint64_t bits;
+// NOLINT_NEXT_LINE(caffe/alt_fn)
+  memcpy(&bits, &sum, sizeof bits);
+  const std::uint64_t magnitude = bits & ~kSignBit;
+  if (magnitude < kInfinityBits) {
+    exact_add(words, bits);
+  } else if (magnitude > kInfinityBits) {
+    ++words[kWordNan];
+  } else {
+    ++words[bits == magnitude ? kWordPosInf : kWordNegInf];
   }
 }
 
@@ -78,62 +152,66 @@ inline void exact_normalize(std::int64_t* limb) {
   limb[kLimbs - 1] += carry;
 }
 
-// The value of normalised limbs, rounded once to nearest, ties to even;
-// overflow gives infinity.
-inline double exact_round(const std::int64_t* normalized) {
-  std::int64_t limb[kLimbs];
-// NOLINT_NEXT_LINE(caffe/alt_fn)
-  std::memcpy(limb, normalized, sizeof limb);
-  const bool negative = limb[kLimbs - 1] < 0;
-  if (negative) {
-    for (int k = 0; k < kLimbs; ++k) limb[k] = -limb[k];
-    exact_normalize(limb);
-  }
-  int top = kLimbs - 1;
-  while (top >= 0 && limb[top] == 0) --top;
-  if (top < 0) return 0.0;
+// Digit k of the magnitude of normalised limbs, of which `lowest` is the first
+// that is not 0. That of a negative number is its complement.
+SIGMOID_CE_BOTH std::uint64_t exact_digit(const std::int64_t* limb, int lowest,
+                                          int k) {
+  const std::uint64_t v = static_cast<std::uint64_t>(limb[k]);
+  if (limb[kLimbs - 1] >= 0 || k < lowest) return v;
+  const std::uint64_t complement = (k == lowest ? 0 : ~std::uint64_t(0)) - v;
+  return k == kLimbs - 1 ? complement : complement & 0xffffffffu;
+}
 
-  int width = 0;  // bits of the top limb; the last limb may exceed 32
-  while (width < 63 && (limb[top] >> width) != 0) ++width;
+// The value of normalised limbs, rounded once to nearest, ties to even;
+// overflow gives infinity. `lowest` and `top` are the first and the last of
+// their digits that are not 0, or kLimbs and -1.
+SIGMOID_CE_BOTH double exact_round(const std::int64_t* limb, int lowest,
+                                   int top) {
+  if (top < 0) return 0.0;
+  const std::uint64_t sign = limb[kLimbs - 1] < 0 ? kSignBit : 0;
+  const std::uint64_t top_digit = exact_digit(limb, lowest, top);
+  int width = 0;  // bits of the top digit; the last one may exceed 32
+  while (width < 64 && (top_digit >> width) != 0) ++width;
   // Position of the leading bit and of the lowest bit that the result keeps, in
   // units of 2^-1088.
   const int lead = 32 * top + width - 1;
+  if (lead >= kLimbBias + 1024)
+    return from_bits(kInfinityBits | sign);  // so that top < kLimbs - 2
   const int lowest_double = kLimbBias - 1074;
-  const int lowest = lead - 52 > lowest_double ? lead - 52 : lowest_double;
-  if (lead >= kLimbBias + 1024) {
-    const double infinity = std::numeric_limits<double>::infinity();
-    return negative ? -infinity : infinity;
-  }
+  const int last = lead - 52 > lowest_double ? lead - 52 : lowest_double;
 
-  // Bits [lowest, lead] as an integer, the bit below for rounding, and whether
-  // anything is below that.
-  std::uint64_t mantissa = 0;
-  for (int bit = lead; bit >= lowest; --bit) {
-    const int k = bit / 32 < kLimbs - 1 ? bit / 32 : kLimbs - 1;
-    mantissa = 2 * mantissa + ((limb[k] >> (bit - 32 * k)) & 1);
-  }
-  const int half = lowest - 1;  // >= 13
-  const bool half_set = (limb[half / 32] >> (half % 32)) & 1;
-  bool sticky = (limb[half / 32] & ((std::int64_t(1) << (half % 32)) - 1)) != 0;
-  for (int k = 0; !sticky && k < half / 32; ++k) sticky = limb[k] != 0;
+  // Bits [last, lead] as an integer, out of three digits, the bit below for
+  // rounding, and whether anything is below that.
+  const int k = last / 32;
+  const int s = last % 32;
+  std::uint64_t mantissa = exact_digit(limb, lowest, k) >> s;
+  mantissa |= exact_digit(limb, lowest, k + 1) << (32 - s);
+  if (s > 0) mantissa |= exact_digit(limb, lowest, k + 2) << (64 - s);
+  const int half = last - 1;  // >= 13
+  const std::uint64_t below = exact_digit(limb, lowest, half / 32);
+  const bool half_set = (below >> (half % 32)) & 1;
+  const bool sticky = (below & ((std::uint64_t(1) << (half % 32)) - 1)) != 0 ||
+                      lowest < half / 32;
   if (half_set && (sticky || (mantissa & 1))) ++mantissa;
 
-  // mantissa * 2^(lowest - 1088): built from its fields, since 2^53 carries
-  // into the exponent by itself.
-  std::uint64_t bits;
-  if (mantissa >> 52 == 0) {
-    bits = mantissa;  // subnormal, lowest == lowest_double
-  } else {
-    const std::uint64_t exponent =
-        static_cast<std::uint64_t>(lowest - lowest_double + 1);
-    bits = ((exponent - 1) << 52) +
-           mantissa;  // the implicit bit adds 1 to the exponent, a carry 1 more
-  }
-  if (negative) bits |= std::uint64_t(1) << 63;
-  double value;
-// NOLINT_NEXT_LINE(caffe/alt_fn)
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
+  // mantissa * 2^(last - 1088): built from its fields, since 2^53 carries into
+  // the exponent by itself.
+  if (mantissa >> 52 == 0)
+    return from_bits(mantissa | sign);  // subnormal, last == lowest_double
+  const std::uint64_t exponent =
+      static_cast<std::uint64_t>(last - lowest_double + 1);
+  // The implicit bit adds 1 to the exponent, a carry 1 more.
+  return from_bits((((exponent - 1) << 52) + mantissa) | sign);
+}
+
+// The sum that the words of a Partial mean, given that of its limbs.
+SIGMOID_CE_BOTH double sum_of_words(const std::int64_t* words, double finite) {
+  const bool positive = words[kWordPosInf] > 0;
+  const bool negative = words[kWordNegInf] > 0;
+  if (words[kWordNan] > 0 || (positive && negative)) return from_bits(kNanBits);
+  if (positive) return from_bits(kInfinityBits);
+  if (negative) return from_bits(kInfinityBits | kSignBit);
+  return finite;
 }
 
 }  // namespace math
@@ -145,20 +223,21 @@ constexpr int Partial::kLimbs;
 constexpr int Partial::kWords;
 
 static_assert(Partial::kLimbs == math::kLimbs, "one number of limbs");
+static_assert(Partial::kWords == math::kWords, "one list of words");
+
+namespace {
+
+std::int64_t* words_of(Partial* partial) {
+  return reinterpret_cast<std::int64_t*>(partial);
+}
+
+}  // namespace
 
 // NOLINT_NEXT_LINE(caffe/alt_fn)
 Partial::Partial() { std::memset(this, 0, sizeof *this); }
 
 void Partial::add(double block_sum) {
-  if (std::isfinite(block_sum)) {
-    math::exact_add(limb, block_sum);
-  } else if (std::isnan(block_sum)) {
-    ++n_nan;
-  } else if (block_sum > 0) {
-    ++n_posinf;
-  } else {
-    ++n_neginf;
-  }
+  math::add_block_sum(words_of(this), block_sum);
 }
 
 void Partial::add(const Partial& other) {
@@ -177,13 +256,14 @@ void Partial::add(const Partial& other) {
 void Partial::normalize() { math::exact_normalize(limb); }
 
 double Partial::sum() const {
-  if (n_nan > 0 || (n_posinf > 0 && n_neginf > 0))
-    return std::numeric_limits<double>::quiet_NaN();
-  if (n_posinf > 0) return std::numeric_limits<double>::infinity();
-  if (n_neginf > 0) return -std::numeric_limits<double>::infinity();
   Partial p = *this;
   p.normalize();
-  return math::exact_round(p.limb);
+  int lowest = 0;
+  while (lowest < kLimbs && p.limb[lowest] == 0) ++lowest;
+  int top = kLimbs - 1;
+  while (top >= 0 && math::exact_digit(p.limb, lowest, top) == 0) --top;
+  return math::sum_of_words(words_of(&p),
+                            math::exact_round(p.limb, lowest, top));
 }
 
 bool Partial::operator==(const Partial& other) const {
@@ -761,63 +841,112 @@ int num_threads() {
 #include <emmintrin.h>
 #endif
 
-// Round to nearest, subnormals kept: what the guarantee of equal bits needs.
-// The caller's own mode (and exception flags) come back at the end of the
-// scope.
-
-#if defined(__x86_64__) || defined(__i386__)
-// NOLINT_NEXT_LINE(build/include_order)
-#include <xmmintrin.h>
-#elif !defined(__aarch64__)
-#include <cfenv>
-#endif
+// The order in which the losses of a block are added, which decides the bits of
+// the result.
+//
+// A block is 4096 consecutive elements, position 1024 h + 64 g + 16 j + r (h <
+// 4, g < 16, j < 4, r < 16). In float64:
+//
+//   S[h][g][r]      = ((l0 + l1) + l2) + l3     over j
+//   acc[16 h + r]   = sum of S over g in order, from +0
+//   then the 64 acc are halved: acc[i] += acc[i + k] for k = 32, 16, 8, 4, 2, 1
+//
+// Missing elements are +0. Vectors of 1 to 16 lanes add in this order without
+// moving data between lanes, and go through memory in order: a group of 64
+// elements at a time, with 16 accumulators in registers. A GPU block has 64 of
+// them to add side by side. Blocks are added exactly: exact_sum.h.
 
 namespace sigmoid_ce {
-namespace cpu {
+namespace math {
 
-class FloatEnvironment {
- public:
-#if defined(__x86_64__) || defined(__i386__)
-  FloatEnvironment() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
-  ~FloatEnvironment() { _mm_setcsr(saved_); }
+constexpr int kRow = 16;           // r
+constexpr int kRowsPerGroup = 4;   // j
+constexpr int kGroup = 64;         // kRow * kRowsPerGroup
+constexpr int kQuarter = 1024;     // 16 groups: what shares accumulators
+constexpr int kBlock = 4096;       // 4 quarters
+constexpr int kAccumulators = 64;  // kRow per quarter
 
- private:
-  unsigned saved_;
-#elif defined(__aarch64__)
-  FloatEnvironment() {
-    __asm__ volatile("mrs %0, fpcr" : "=r"(saved_));
-    __asm__ volatile("msr fpcr, %0" : : "r"(std::uint64_t(0)) : "memory");
+// The last step. O only keeps the instantiations of different instruction sets
+// apart.
+template <class O>
+SIGMOID_CE_INLINE double halve(double (&acc)[kAccumulators]) {
+  for (int k = kAccumulators / 2; k > 0; k /= 2) {
+    for (int i = 0; i < k; ++i) acc[i] += acc[i + k];
   }
-  ~FloatEnvironment() {
-    __asm__ volatile("msr fpcr, %0" : : "r"(saved_) : "memory");
+  return acc[0];
+}
+
+}  // namespace math
+}  // namespace sigmoid_ce
+
+// The arguments of a call, checked: what is the same on every device.
+
+// Which targets ignore_label means, and what the sum is divided by. Caffe's
+// rules (LossParameter, SigmoidCrossEntropyLossLayer), in a form that every
+// device computes alike.
+
+namespace sigmoid_ce {
+namespace math {
+
+// The smallest T that is >= m.
+template <class T>
+T float_at_least(std::uint64_t m) {
+  const T v =
+      static_cast<T>(m);  // nearest; m <= 2^63 + 1, so that v converts back
+  return static_cast<std::uint64_t>(v) < m
+             ? std::nextafter(v, std::numeric_limits<T>::infinity())
+             : v;
+}
+
+// Targets of a floating type whose truncation to an integer is `label`: those
+// with low <= t <= high; none where low > high. k = 0: -1 < t < 1; k > 0: k <=
+// t < k + 1; k < 0: k - 1 < t <= k.
+template <class T>
+void ignore_range(std::int64_t label, T* low, T* high) {
+  const T one_less = std::nextafter(T(1), T(0));
+  if (label == 0) {
+    *low = -one_less;
+    *high = one_less;
+    return;
   }
+  const std::uint64_t m =
+      label < 0 ? ~static_cast<std::uint64_t>(label) + 1 : label;
+  const T near = float_at_least<T>(m);
+  const T far = std::nextafter(float_at_least<T>(m + 1), T(0));
+  *low = label < 0 ? -far : near;
+  *high = label < 0 ? -near : far;
+}
 
- private:
-  std::uint64_t saved_;
-#else
-  FloatEnvironment() {
-    std::fegetenv(&saved_);
-    std::fesetenv(FE_DFL_ENV);
+// max(1, d), or Options::divisor.
+inline double divisor(const Options& options, std::int64_t batch_size,
+                      std::int64_t n_valid, std::int64_t n_total) {
+  std::int64_t d = 1;
+  switch (options.normalization) {
+    case Normalization::kFull:
+      d = n_total;
+      break;
+    case Normalization::kValid:
+      d = n_valid;
+      break;
+    case Normalization::kBatchSize:
+      d = batch_size;
+      break;
+    case Normalization::kNone:
+      break;
+    case Normalization::kNumber:
+      return options.divisor;
   }
-  ~FloatEnvironment() { std::fesetenv(&saved_); }
+  return d > 1 ? static_cast<double>(d) : 1.0;
+}
 
- private:
-  std::fenv_t saved_;
-#endif
-
- public:
-  FloatEnvironment(const FloatEnvironment&) = delete;
-  FloatEnvironment& operator=(const FloatEnvironment&) = delete;
-};
-
-}  // namespace cpu
+}  // namespace math
 }  // namespace sigmoid_ce
 
 // Strided arrays as the loop sees them: contiguous, uniform, or copied block by
 // block.
 
 namespace sigmoid_ce {
-namespace cpu {
+namespace math {
 
 // Axes of length 1 dropped and axes that lie in one stride merged, so that most
 // arrays have one or two.
@@ -860,6 +989,12 @@ class View {
     return pointer(base_ + offset(index * itemsize_));
   }
   std::int64_t itemsize() const { return itemsize_; }
+  // The address of element 0 of the whole shape, and the axes that are left: at
+  // least one.
+  std::uintptr_t base() const { return base_; }
+  int ndim() const { return ndim_; }
+  std::int64_t extent(int d) const { return extent_[d]; }
+  std::int64_t stride(int d) const { return stride_[d]; }
 
   // The n elements from `index` on, converted one by one to Dst.
   template <class Src, class Dst>
@@ -990,133 +1125,253 @@ class View {
   std::int64_t stride_[kMaxDims];
 };
 
-}  // namespace cpu
+}  // namespace math
 }  // namespace sigmoid_ce
-
-// The order in which the losses of a block are added, which decides the bits of
-// the result.
-//
-// A block is 4096 consecutive elements, position 1024 h + 64 g + 16 j + r (h <
-// 4, g < 16, j < 4, r < 16). In float64:
-//
-//   S[h][g][r]      = ((l0 + l1) + l2) + l3     over j
-//   acc[16 h + r]   = sum of S over g in order, from +0
-//   then the 64 acc are halved: acc[i] += acc[i + k] for k = 32, 16, 8, 4, 2, 1
-//
-// Missing elements are +0. Vectors of 1 to 16 lanes add in this order without
-// moving data between lanes, and go through memory in order: a group of 64
-// elements at a time, with 16 accumulators in registers. A GPU block has 64 of
-// them to add side by side. Blocks are added exactly: exact_sum.h.
-
-// What the kernels ask of the compiler.
-
-#if defined(__FAST_MATH__) || \
-    (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
-#error "sigmoid_ce: compile without -ffast-math, which changes results"
-#endif
-
-#if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0 && \
-    __FLT_EVAL_METHOD__ != 16
-// On 32-bit x86: -mfpmath=sse.
-#error "sigmoid_ce: float and double must have their own precision"
-#endif
-
-// Everything between the entry points of a kernel is inlined, so that no
-// function compiled for one instruction set can be picked by the linker for
-// another.
-#define SIGMOID_CE_INLINE inline __attribute__((always_inline))
-
-// A product that must be rounded before it is added: hides it from the
-// optimiser, since GCC fuses mul and add into fma by default wherever the
-// instruction exists, intrinsics included. Costs no instruction.
-#if defined(__x86_64__) || defined(__i386__)
-#define SIGMOID_CE_KEEP_ROUNDED(v) __asm__("" : "+x"(v))
-#elif defined(__aarch64__)
-#define SIGMOID_CE_KEEP_ROUNDED(v) __asm__("" : "+w"(v))
-#else
-#define SIGMOID_CE_KEEP_ROUNDED(v) __asm__("" : "+m"(v))
-#endif
 
 namespace sigmoid_ce {
 namespace math {
 
-constexpr int kRow = 16;           // r
-constexpr int kRowsPerGroup = 4;   // j
-constexpr int kGroup = 64;         // kRow * kRowsPerGroup
-constexpr int kQuarter = 1024;     // 16 groups: what shares accumulators
-constexpr int kBlock = 4096;       // 4 quarters
-constexpr int kAccumulators = 64;  // kRow per quarter
-
-// The last step. O only keeps the instantiations of different instruction sets
-// apart.
-template <class O>
-SIGMOID_CE_INLINE double halve(double (&acc)[kAccumulators]) {
-  for (int k = kAccumulators / 2; k > 0; k /= 2) {
-    for (int i = 0; i < k; ++i) acc[i] += acc[i + k];
+inline std::int64_t size_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+    case DType::kInt32:
+      return 4;
+    case DType::kFloat64:
+    case DType::kInt64:
+      return 8;
+    case DType::kFloat16:
+    case DType::kBfloat16:
+      return 2;
+    default:
+      return 1;
   }
-  return acc[0];
 }
+
+inline bool is_integer(DType dtype) {
+  return dtype >= DType::kBool && dtype <= DType::kInt64;
+}
+inline bool is_half(DType dtype) {
+  return dtype == DType::kFloat16 || dtype == DType::kBfloat16;
+}
+
+inline Status invalid(const char* argument, const char* message) {
+  return Status(Code::kInvalidArgument, argument, message);
+}
+
+struct Call {
+  const Inputs& inputs;
+  const Options& options;
+  std::int64_t total = 1;  // of the whole shape
+  std::int64_t first = 0, count = 0;
+  std::int64_t batch_size = 1;
+  std::int64_t itemsize = 4;
+
+  Call(const Inputs& i, const Options& o) : inputs(i), options(o) {}
+
+  // The types of the scores and the targets are the device's to check, before
+  // this.
+  Status check() {
+    itemsize = size_of(inputs.scores.dtype);
+    if (inputs.ndim < 0 || inputs.ndim > kMaxDims)
+      return invalid("shape", "expected 0 to 64 axes");
+    bool empty = false;
+    for (int d = 0; d < inputs.ndim; ++d) {
+      const std::int64_t n = inputs.shape[d];
+      if (n < 0) return invalid("shape", "expected lengths of 0 or more");
+      empty = empty || n == 0;
+      // A byte offset must fit 63 bits too.
+      if (n != 0 && total > INT64_MAX / 8 / n) {
+        return invalid("shape", "expected fewer than 2^60 elements");
+      }
+      if (n != 0) total *= n;
+    }
+    if (empty) total = 0;
+    if (inputs.ndim > 0) batch_size = inputs.shape[0];
+    first = inputs.first_index;
+    if (first < 0 || first > total)
+      return invalid("first_index", "expected an index of the shape");
+    count = inputs.count < 0 ? total - first : inputs.count;
+    if (count > total - first)
+      return invalid("count", "expected elements inside the shape");
+    if (count > 0 && inputs.scores.data == nullptr)
+      return invalid("scores", "expected an array");
+    if (count > 0 && inputs.targets.data == nullptr)
+      return invalid("targets", "expected an array");
+    return check_options();
+  }
+
+  // After check().
+  View view(const ConstArray& a) const {
+    return View(a.data, size_of(a.dtype), inputs.shape, inputs.ndim, a.strides,
+                first);
+  }
+
+  // Of contiguous arrays. Whether strided ones share an element is a hard
+  // question, which the caller's array library answers better: cpu.h leaves it
+  // to the caller.
+  bool overlap(const View& a, const View& b) const {
+    if (!a.contiguous() || !b.contiguous()) return false;
+    std::uintptr_t a_low, a_high, b_low, b_high;
+    a.bounds(first, count, &a_low, &a_high);
+    b.bounds(first, count, &b_low, &b_high);
+    return a_low < b_high && b_low < a_high;
+  }
+
+  // An array that is written, of `count` > 0 elements: not on itself, nor on an
+  // input but the scores in place.
+  Status check_output(const MutableArray& out, const View& view,
+                      const View& scores, const View& targets,
+                      const View& weight) const {
+    if (out.data == nullptr) return invalid("out", "expected an array");
+    if (view.overlaps_itself())
+      return invalid("out", "expected elements that do not overlap");
+    if (!view.same_layout(scores) && overlap(view, scores)) {
+      return invalid("out",
+                     "expected the scores themselves, or no overlap with them");
+    }
+    if (overlap(view, targets))
+      return invalid("out", "expected no overlap with targets");
+    if (options.weight.data != nullptr && overlap(view, weight)) {
+      return invalid("out", "expected no overlap with weight");
+    }
+    return Status();
+  }
+
+  bool fits_channels(std::int64_t count_of_values) const {
+    return count_of_values <= 1 ||
+           (inputs.ndim >= 2 && count_of_values == inputs.shape[1]);
+  }
+
+ private:
+  Status check_options() const {
+    const Options& o = options;
+    if (o.pos_weight_count < 0 ||
+        (o.pos_weight_count > 0 && o.pos_weight == nullptr)) {
+      return invalid("pos_weight", "expected one number, or one per channel");
+    }
+    if (!fits_channels(o.pos_weight_count)) {
+      return invalid("pos_weight",
+                     "expected one number, or one per channel (axis 1)");
+    }
+    for (std::int64_t i = 0; i < o.pos_weight_count; ++i) {
+      // !(a <= b): NaN too.
+      if (!(o.pos_weight[i] >= 0) || std::isinf(o.pos_weight[i])) {
+        return invalid("pos_weight", "expected finite values of 0 or more");
+      }
+      if (inputs.scores.dtype != DType::kFloat64 &&
+          o.pos_weight[i] > std::numeric_limits<float>::max()) {
+        return invalid("pos_weight",
+                       "expected values that are finite as float32");
+      }
+    }
+    if (o.weight.data != nullptr && o.weight.dtype != inputs.scores.dtype &&
+        o.weight.dtype != DType::kBool && o.weight.dtype != DType::kUint8 &&
+        o.weight.dtype != DType::kInt8) {
+      return invalid("weight",
+                     "expected the scores' dtype, bool, uint8 or int8");
+    }
+    if (o.normalization > Normalization::kNumber) {
+      return invalid("normalization", "expected one of the enumeration");
+    }
+    if (o.normalization == Normalization::kNumber &&
+        !(o.divisor > 0 && std::isfinite(o.divisor))) {
+      return invalid("normalization", "expected a finite number above 0");
+    }
+    return Status();
+  }
+};
+
+// ignore_label as the kernels want it; off when no target of the type can
+// match.
+struct IgnoreRule {
+  bool on = false;
+  double low = 0, high = 0;  // float targets: ignored when low <= t <= high
+  std::int64_t label = 0;    // integer targets
+
+  IgnoreRule(DType targets, const Options& options)
+      : label(options.ignore_label) {
+    if (!options.has_ignore_label) return;
+    std::int64_t least = INT64_MIN, most = INT64_MAX;
+    switch (targets) {
+      case DType::kFloat64:
+        ignore_range(label, &low, &high);
+        break;
+      case DType::kBool:
+        least = 0, most = 1;
+        break;
+      case DType::kUint8:
+        least = 0, most = UINT8_MAX;
+        break;
+      case DType::kInt8:
+        least = INT8_MIN, most = INT8_MAX;
+        break;
+      case DType::kInt32:
+        least = INT32_MIN, most = INT32_MAX;
+        break;
+      case DType::kInt64:
+        break;
+      default: {
+        float l, h;
+        ignore_range(label, &l, &h);
+        low = l;
+        high = h;
+      }
+    }
+    on = label >= least && label <= most;
+  }
+};
 
 }  // namespace math
 }  // namespace sigmoid_ce
 
-// Which targets ignore_label means, and what the sum is divided by. Caffe's
-// rules (LossParameter, SigmoidCrossEntropyLossLayer), in a form that every
-// device computes alike.
+// Round to nearest, subnormals kept: what the guarantee of equal bits needs.
+// The caller's own mode (and exception flags) come back at the end of the
+// scope.
+
+#if defined(__x86_64__) || defined(__i386__)
+// NOLINT_NEXT_LINE(build/include_order)
+#include <xmmintrin.h>
+#elif !defined(__aarch64__)
+#include <cfenv>
+#endif
 
 namespace sigmoid_ce {
 namespace math {
 
-// The smallest T that is >= m.
-template <class T>
-T float_at_least(std::uint64_t m) {
-  const T v =
-      static_cast<T>(m);  // nearest; m <= 2^63 + 1, so that v converts back
-  return static_cast<std::uint64_t>(v) < m
-             ? std::nextafter(v, std::numeric_limits<T>::infinity())
-             : v;
-}
+class FloatEnvironment {
+ public:
+#if defined(__x86_64__) || defined(__i386__)
+  FloatEnvironment() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+  ~FloatEnvironment() { _mm_setcsr(saved_); }
 
-// Targets of a floating type whose truncation to an integer is `label`: those
-// with low <= t <= high; none where low > high. k = 0: -1 < t < 1; k > 0: k <=
-// t < k + 1; k < 0: k - 1 < t <= k.
-template <class T>
-void ignore_range(std::int64_t label, T* low, T* high) {
-  const T one_less = std::nextafter(T(1), T(0));
-  if (label == 0) {
-    *low = -one_less;
-    *high = one_less;
-    return;
+ private:
+  unsigned saved_;
+#elif defined(__aarch64__)
+  FloatEnvironment() {
+    __asm__ volatile("mrs %0, fpcr" : "=r"(saved_));
+    __asm__ volatile("msr fpcr, %0" : : "r"(std::uint64_t(0)) : "memory");
   }
-  const std::uint64_t m =
-      label < 0 ? ~static_cast<std::uint64_t>(label) + 1 : label;
-  const T near = float_at_least<T>(m);
-  const T far = std::nextafter(float_at_least<T>(m + 1), T(0));
-  *low = label < 0 ? -far : near;
-  *high = label < 0 ? -near : far;
-}
+  ~FloatEnvironment() {
+    __asm__ volatile("msr fpcr, %0" : : "r"(saved_) : "memory");
+  }
 
-// max(1, d), or Options::divisor.
-inline double divisor(const Options& options, std::int64_t batch_size,
-                      std::int64_t n_valid, std::int64_t n_total) {
-  std::int64_t d = 1;
-  switch (options.normalization) {
-    case Normalization::kFull:
-      d = n_total;
-      break;
-    case Normalization::kValid:
-      d = n_valid;
-      break;
-    case Normalization::kBatchSize:
-      d = batch_size;
-      break;
-    case Normalization::kNone:
-      break;
-    case Normalization::kNumber:
-      return options.divisor;
+ private:
+  std::uint64_t saved_;
+#else
+  FloatEnvironment() {
+    std::fegetenv(&saved_);
+    std::fesetenv(FE_DFL_ENV);
   }
-  return d > 1 ? static_cast<double>(d) : 1.0;
-}
+  ~FloatEnvironment() { std::fesetenv(&saved_); }
+
+ private:
+  std::fenv_t saved_;
+#endif
+
+ public:
+  FloatEnvironment(const FloatEnvironment&) = delete;
+  FloatEnvironment& operator=(const FloatEnvironment&) = delete;
+};
 
 }  // namespace math
 }  // namespace sigmoid_ce
@@ -1125,7 +1380,11 @@ namespace sigmoid_ce {
 namespace cpu {
 namespace {
 
+using math::Call;
+using math::FloatEnvironment;
+using math::invalid;
 using math::kBlock;
+using math::View;
 
 // Below this many elements a second thread costs more than it saves.
 constexpr std::int64_t kSerial = 1 << 15;
@@ -1133,23 +1392,6 @@ constexpr std::int64_t kSerial = 1 << 15;
 // enough to share the end evenly.
 constexpr std::int64_t kBlocksPerRun = 16;
 constexpr std::int64_t kCacheLine = 64;
-
-std::int64_t size_of(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat32:
-    case DType::kInt32:
-      return 4;
-    case DType::kFloat64:
-    case DType::kInt64:
-      return 8;
-    default:
-      return 1;
-  }
-}
-
-Status invalid(const char* argument, const char* message) {
-  return Status(Code::kInvalidArgument, argument, message);
-}
 
 // One call, and what its threads share.
 struct Job {
@@ -1366,156 +1608,25 @@ void work(void* context) {
   if (job->run.block_sums != nullptr) job->partial.add(partial);
 }
 
-// The arguments of a call, checked.
-struct Call {
-  const Inputs& inputs;
-  const Options& options;
-  std::int64_t total = 1;  // of the whole shape
-  std::int64_t first = 0, count = 0;
-  std::int64_t batch_size = 1;
-  std::int64_t itemsize = 4;
-
-  Call(const Inputs& i, const Options& o) : inputs(i), options(o) {}
-
-  Status check() {
-    const DType dtype = inputs.scores.dtype;
-    if (dtype != DType::kFloat32 && dtype != DType::kFloat64) {
-      return invalid("scores", "expected float32 or float64");
-    }
-    itemsize = size_of(dtype);
-    const DType target = inputs.targets.dtype;
-    if (target != dtype && (target < DType::kBool || target > DType::kInt64)) {
-      return invalid(
-          "targets",
-          "expected the scores' dtype, bool, uint8, int8, int32 or int64");
-    }
-    if (inputs.ndim < 0 || inputs.ndim > kMaxDims)
-      return invalid("shape", "expected 0 to 64 axes");
-    bool empty = false;
-    for (int d = 0; d < inputs.ndim; ++d) {
-      const std::int64_t n = inputs.shape[d];
-      if (n < 0) return invalid("shape", "expected lengths of 0 or more");
-      empty = empty || n == 0;
-      // A byte offset must fit 63 bits too.
-      if (n != 0 && total > INT64_MAX / 8 / n) {
-        return invalid("shape", "expected fewer than 2^60 elements");
-      }
-      if (n != 0) total *= n;
-    }
-    if (empty) total = 0;
-    if (inputs.ndim > 0) batch_size = inputs.shape[0];
-    first = inputs.first_index;
-    if (first < 0 || first > total)
-      return invalid("first_index", "expected an index of the shape");
-    count = inputs.count < 0 ? total - first : inputs.count;
-    if (count > total - first)
-      return invalid("count", "expected elements inside the shape");
-    if (count > 0 && inputs.scores.data == nullptr)
-      return invalid("scores", "expected an array");
-    if (count > 0 && inputs.targets.data == nullptr)
-      return invalid("targets", "expected an array");
-    return check_options();
-  }
-
-  // After check().
-  View view(const ConstArray& a) const {
-    return View(a.data, size_of(a.dtype), inputs.shape, inputs.ndim, a.strides,
-                first);
-  }
-
-  Status check_options() const {
-    const Options& o = options;
-    if (o.pos_weight_count < 0 ||
-        (o.pos_weight_count > 0 && o.pos_weight == nullptr)) {
-      return invalid("pos_weight", "expected one number, or one per channel");
-    }
-    if (o.pos_weight_count > 1 &&
-        (inputs.ndim < 2 || o.pos_weight_count != inputs.shape[1])) {
-      return invalid("pos_weight",
-                     "expected one number, or one per channel (axis 1)");
-    }
-    for (std::int64_t i = 0; i < o.pos_weight_count; ++i) {
-      // !(a <= b): NaN too.
-      if (!(o.pos_weight[i] >= 0) || std::isinf(o.pos_weight[i])) {
-        return invalid("pos_weight", "expected finite values of 0 or more");
-      }
-      if (inputs.scores.dtype == DType::kFloat32 &&
-          o.pos_weight[i] > std::numeric_limits<float>::max()) {
-        return invalid("pos_weight",
-                       "expected values that are finite as float32");
-      }
-    }
-    if (o.weight.data != nullptr && o.weight.dtype != inputs.scores.dtype &&
-        o.weight.dtype != DType::kBool && o.weight.dtype != DType::kUint8 &&
-        o.weight.dtype != DType::kInt8) {
-      return invalid("weight",
-                     "expected the scores' dtype, bool, uint8 or int8");
-    }
-    if (o.normalization > Normalization::kNumber) {
-      return invalid("normalization", "expected one of the enumeration");
-    }
-    if (o.normalization == Normalization::kNumber &&
-        !(o.divisor > 0 && std::isfinite(o.divisor))) {
-      return invalid("normalization", "expected a finite number above 0");
-    }
-    return Status();
-  }
-};
-
-// Of contiguous arrays. Whether strided ones share an element is a hard
-// question, which the caller's array library answers better: cpu.h leaves it to
-// the caller.
-bool overlap(const View& a, const View& b, const Call& call) {
-  if (!a.contiguous() || !b.contiguous()) return false;
-  std::uintptr_t a_low, a_high, b_low, b_high;
-  a.bounds(call.first, call.count, &a_low, &a_high);
-  b.bounds(call.first, call.count, &b_low, &b_high);
-  return a_low < b_high && b_low < a_high;
-}
-
 int target_index(const Inputs& inputs) {
   if (inputs.targets.dtype == inputs.scores.dtype) return kTargetScores;
   return kTargetBool + static_cast<int>(inputs.targets.dtype) -
          static_cast<int>(DType::kBool);
 }
 
-// The ignore_label as the kernels want it; off when no target of the type can
-// match.
-void set_ignore_label(const Inputs& inputs, std::int64_t label, Run* run) {
-  std::int64_t low = INT64_MIN, high = INT64_MAX;
-  switch (inputs.targets.dtype) {
-    case DType::kFloat32: {
-      float l, h;
-      math::ignore_range(label, &l, &h);
-      run->ignore_low = l;
-      run->ignore_high = h;
-      break;
-    }
-    case DType::kFloat64:
-      math::ignore_range(label, &run->ignore_low, &run->ignore_high);
-      break;
-    case DType::kBool:
-      low = 0, high = 1;
-      break;
-    case DType::kUint8:
-      low = 0, high = UINT8_MAX;
-      break;
-    case DType::kInt8:
-      low = INT8_MIN, high = INT8_MAX;
-      break;
-    case DType::kInt32:
-      low = INT32_MIN, high = INT32_MAX;
-      break;
-    case DType::kInt64:
-      break;
-  }
-  run->ignore_label = label;
-  run->has_ignore_label = label >= low && label <= high;
-}
-
 Status execute(const Inputs& inputs, const Options& options,
                Operation operation, Partial* partial, const MutableArray* out) {
   const FloatEnvironment environment;  // options are rounded here as well
+  const DType dtype = inputs.scores.dtype;
+  if (dtype != DType::kFloat32 && dtype != DType::kFloat64) {
+    return invalid("scores", "expected float32 or float64");
+  }
+  if (inputs.targets.dtype != dtype &&
+      !math::is_integer(inputs.targets.dtype)) {
+    return invalid(
+        "targets",
+        "expected the scores' dtype, bool, uint8, int8, int32 or int64");
+  }
   Call call(inputs, options);
   Status status = call.check();
   if (!status.ok()) return status;
@@ -1539,19 +1650,8 @@ Status execute(const Inputs& inputs, const Options& options,
   job.stage_targets = !targets.contiguous();
 
   if (out != nullptr && call.count > 0) {
-    if (out->data == nullptr) return invalid("out", "expected an array");
-    if (output.overlaps_itself())
-      return invalid("out", "expected elements that do not overlap");
-    const bool in_place = output.same_layout(scores);
-    if (!in_place && overlap(output, scores, call)) {
-      return invalid("out",
-                     "expected the scores themselves, or no overlap with them");
-    }
-    if (overlap(output, targets, call))
-      return invalid("out", "expected no overlap with targets");
-    if (options.weight.data != nullptr && overlap(output, weight, call)) {
-      return invalid("out", "expected no overlap with weight");
-    }
+    status = call.check_output(*out, output, scores, targets, weight);
+    if (!status.ok()) return status;
     job.out = &output;
     job.stage_out = !output.contiguous();
     // Where reads and writes together exceed the cache, written lines need not
@@ -1561,7 +1661,8 @@ Status execute(const Inputs& inputs, const Options& options,
     const bool aligned =
         reinterpret_cast<std::uintptr_t>(output.at(call.first)) % kCacheLine ==
         0;
-    job.run.stream = kStreams && !job.stage_out && !in_place && aligned &&
+    job.run.stream = kStreams && !job.stage_out &&
+                     !output.same_layout(scores) && aligned &&
                      traffic > cache_size();
   }
 
@@ -1595,8 +1696,11 @@ Status execute(const Inputs& inputs, const Options& options,
           !weight.contiguous() || options.weight.dtype != inputs.scores.dtype;
     }
   }
-  if (options.has_ignore_label)
-    set_ignore_label(inputs, options.ignore_label, &job.run);
+  const math::IgnoreRule ignore(inputs.targets.dtype, options);
+  job.run.has_ignore_label = ignore.on;
+  job.run.ignore_low = ignore.low;
+  job.run.ignore_high = ignore.high;
+  job.run.ignore_label = ignore.label;
   general = general || job.run.has_ignore_label;
 
   const int scores_index = job.dtype == DType::kFloat32 ? 0 : 1;

@@ -120,10 +120,22 @@ const KernelTable* neon_kernels();
 #error "sigmoid_ce: float and double must have their own precision"
 #endif
 
+#if defined(__CUDA_FTZ) || defined(__USE_FAST_MATH__)
+#error \
+    "sigmoid_ce: compile without -use_fast_math and -ftz=true, which change results"
+#endif
+
 // Everything between the entry points of a kernel is inlined, so that no
 // function compiled for one instruction set can be picked by the linker for
-// another.
+// another. In CUDA sources these are functions of the device, and those marked
+// with SIGMOID_CE_BOTH of the host too.
+#if defined(__CUDACC__)
+#define SIGMOID_CE_INLINE __device__ inline __attribute__((always_inline))
+#define SIGMOID_CE_BOTH __host__ __device__ inline
+#else
 #define SIGMOID_CE_INLINE inline __attribute__((always_inline))
+#define SIGMOID_CE_BOTH inline
+#endif
 
 // A product that must be rounded before it is added: hides it from the
 // optimiser, since GCC fuses mul and add into fma by default wherever the
@@ -435,10 +447,15 @@ struct Element {
     e.x = x;
     e.a = O::abs(x);
     e.z = exp_neg<O>(e.a);
-    const V negative = O::sub(O::set(1), t);
-    e.u = O::by_sign(x, O::mul(p, t), negative);
-    e.c = O::fma(p, t, negative);
+    e.weigh(t, p);
     return e;
+  }
+
+  // An element that was plain gets the pos_weight p.
+  SIGMOID_CE_INLINE void weigh(V t, V p) {
+    const V negative = O::sub(O::set(1), t);
+    u = O::by_sign(x, O::mul(p, t), negative);
+    c = O::fma(p, t, negative);
   }
 
   // w left out.

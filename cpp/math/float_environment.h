@@ -1,7 +1,7 @@
 // Round to nearest, subnormals kept: what the guarantee of equal bits needs. The caller's own mode (and
 // exception flags) come back at the end of the scope.
-#ifndef SIGMOID_CE_CPU_FLOAT_ENVIRONMENT_H_
-#define SIGMOID_CE_CPU_FLOAT_ENVIRONMENT_H_
+#ifndef SIGMOID_CE_MATH_FLOAT_ENVIRONMENT_H_
+#define SIGMOID_CE_MATH_FLOAT_ENVIRONMENT_H_
 
 #include <cstdint>
 
@@ -12,7 +12,7 @@
 #endif
 
 namespace sigmoid_ce {
-namespace cpu {
+namespace math {
 
 class FloatEnvironment {
  public:
@@ -47,7 +47,7 @@ class FloatEnvironment {
   FloatEnvironment& operator=(const FloatEnvironment&) = delete;
 };
 
-}  // namespace cpu
+}  // namespace math
 }  // namespace sigmoid_ce
 
-#endif  // SIGMOID_CE_CPU_FLOAT_ENVIRONMENT_H_
+#endif  // SIGMOID_CE_MATH_FLOAT_ENVIRONMENT_H_

@@ -1,6 +1,6 @@
 // Strided arrays as the loop sees them: contiguous, uniform, or copied block by block.
-#ifndef SIGMOID_CE_CPU_VIEW_H_
-#define SIGMOID_CE_CPU_VIEW_H_
+#ifndef SIGMOID_CE_MATH_VIEW_H_
+#define SIGMOID_CE_MATH_VIEW_H_
 
 #include <cstdint>
 #include <cstring>
@@ -8,7 +8,7 @@
 #include "sigmoid_ce/options.h"
 
 namespace sigmoid_ce {
-namespace cpu {
+namespace math {
 
 // Axes of length 1 dropped and axes that lie in one stride merged, so that most arrays have one or two.
 class View {
@@ -48,6 +48,11 @@ class View {
   // The element of an index; of contiguous views only.
   void* at(std::int64_t index) const { return pointer(base_ + offset(index * itemsize_)); }
   std::int64_t itemsize() const { return itemsize_; }
+  // The address of element 0 of the whole shape, and the axes that are left: at least one.
+  std::uintptr_t base() const { return base_; }
+  int ndim() const { return ndim_; }
+  std::int64_t extent(int d) const { return extent_[d]; }
+  std::int64_t stride(int d) const { return stride_[d]; }
 
   // The n elements from `index` on, converted one by one to Dst.
   template <class Src, class Dst>
@@ -155,7 +160,7 @@ class View {
   std::int64_t stride_[kMaxDims];
 };
 
-}  // namespace cpu
+}  // namespace math
 }  // namespace sigmoid_ce
 
-#endif  // SIGMOID_CE_CPU_VIEW_H_
+#endif  // SIGMOID_CE_MATH_VIEW_H_

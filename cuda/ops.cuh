@@ -1,0 +1,89 @@
+// Ops on one element of a CUDA thread, for cpp/math/element.h. Every operation is an intrinsic that rounds
+// to nearest and that the compiler never contracts, so that no flag changes the bits.
+#ifndef SIGMOID_CE_CUDA_OPS_CUH_
+#define SIGMOID_CE_CUDA_OPS_CUH_
+
+#include <cstdint>
+
+#include "arguments.h"
+#include "math/exp_log1p.h"
+
+namespace sigmoid_ce {
+namespace cuda {
+
+#define SIGMOID_CE_DEVICE_INLINE static __device__ __forceinline__
+
+template <class Real>
+struct Arithmetic;
+
+template <>
+struct Arithmetic<float> {
+  using Bits = std::uint32_t;
+  static constexpr int kMantissa = 23;
+  static constexpr Bits kOne = Bits(127) << kMantissa;
+  SIGMOID_CE_DEVICE_INLINE Bits bits(float v) { return __float_as_uint(v); }
+  SIGMOID_CE_DEVICE_INLINE float from_bits(Bits b) { return __uint_as_float(b); }
+  SIGMOID_CE_DEVICE_INLINE float add(float a, float b) { return __fadd_rn(a, b); }
+  SIGMOID_CE_DEVICE_INLINE float mul(float a, float b) { return __fmul_rn(a, b); }
+  SIGMOID_CE_DEVICE_INLINE float div(float a, float b) { return __fdiv_rn(a, b); }
+  SIGMOID_CE_DEVICE_INLINE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+  SIGMOID_CE_DEVICE_INLINE float from_int(int v) { return __int2float_rn(v); }
+  SIGMOID_CE_DEVICE_INLINE float from_double(double v) { return __double2float_rn(v); }
+  SIGMOID_CE_DEVICE_INLINE float number(const Number& v) { return v.f32; }
+};
+
+template <>
+struct Arithmetic<double> {
+  using Bits = unsigned long long;
+  static constexpr int kMantissa = 52;
+  static constexpr Bits kOne = Bits(1023) << kMantissa;
+  SIGMOID_CE_DEVICE_INLINE Bits bits(double v) {
+    return static_cast<Bits>(__double_as_longlong(v));
+  }
+  SIGMOID_CE_DEVICE_INLINE double from_bits(Bits b) {
+    return __longlong_as_double(static_cast<long long>(b));
+  }
+  SIGMOID_CE_DEVICE_INLINE double add(double a, double b) { return __dadd_rn(a, b); }
+  SIGMOID_CE_DEVICE_INLINE double mul(double a, double b) { return __dmul_rn(a, b); }
+  SIGMOID_CE_DEVICE_INLINE double div(double a, double b) { return __ddiv_rn(a, b); }
+  SIGMOID_CE_DEVICE_INLINE double fma(double a, double b, double c) { return __fma_rn(a, b, c); }
+  SIGMOID_CE_DEVICE_INLINE double from_int(int v) { return __int2double_rn(v); }
+  SIGMOID_CE_DEVICE_INLINE double from_double(double v) { return v; }
+  SIGMOID_CE_DEVICE_INLINE double number(const Number& v) { return v.f64; }
+};
+
+template <class Real>
+struct Ops {
+  using T = Real;
+  using V = Real;
+  using A = Arithmetic<Real>;
+  using Bits = typename A::Bits;
+  static constexpr Bits kSign = Bits(1) << (8 * sizeof(Real) - 1);
+
+  SIGMOID_CE_DEVICE_INLINE V set(T v) { return v; }
+  SIGMOID_CE_DEVICE_INLINE V add(V a, V b) { return A::add(a, b); }
+  SIGMOID_CE_DEVICE_INLINE V sub(V a, V b) { return A::add(a, -b); }
+  SIGMOID_CE_DEVICE_INLINE V mul(V a, V b) { return A::mul(a, b); }
+  SIGMOID_CE_DEVICE_INLINE V div(V a, V b) { return A::div(a, b); }
+  SIGMOID_CE_DEVICE_INLINE V fma(V a, V b, V c) { return A::fma(a, b, c); }
+  SIGMOID_CE_DEVICE_INLINE V fnma(V a, V b, V c) { return A::fma(-a, b, c); }
+  SIGMOID_CE_DEVICE_INLINE V abs(V v) { return A::from_bits(A::bits(v) & ~kSign); }
+  SIGMOID_CE_DEVICE_INLINE V min_or_nan(V v, V limit) { return limit < v ? limit : v; }
+  // p * 2^-N: n has N - kBias in its low bits. The first product is exact, the second rounds once.
+  SIGMOID_CE_DEVICE_INLINE V scale(V p, V n, V) {
+    const V power = A::from_bits(A::kOne - (A::bits(n) << A::kMantissa));
+    return A::mul(A::mul(p, power), math::ExpLog1p<T>::kUnbias);
+  }
+  SIGMOID_CE_DEVICE_INLINE V by_sign(V x, V negative, V positive) {
+    return (A::bits(x) & kSign) ? negative : positive;
+  }
+  SIGMOID_CE_DEVICE_INLINE V flip_sign(V v, V x) {
+    return A::from_bits(A::bits(v) ^ (A::bits(x) & kSign));
+  }
+  SIGMOID_CE_DEVICE_INLINE V zero_where_zero(V u, V v) { return u == 0 ? V(0) : v; }
+};
+
+}  // namespace cuda
+}  // namespace sigmoid_ce
+
+#endif  // SIGMOID_CE_CUDA_OPS_CUH_

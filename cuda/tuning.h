@@ -1,0 +1,28 @@
+// The numbers that decide the speed of the kernels and nothing else: no result depends on them.
+#ifndef SIGMOID_CE_CUDA_TUNING_H_
+#define SIGMOID_CE_CUDA_TUNING_H_
+
+namespace sigmoid_ce {
+namespace cuda {
+
+constexpr int kThreads = 256;
+// Half of the threads that a multiprocessor holds: 64 registers each on those with 2048 threads.
+constexpr int kMinBlocks = 4;
+// Bytes of one load or store of a thread.
+constexpr int kVectorBytes = 16;
+// Rows of a thread, of four, of so many elements, that are loaded before the first is computed. More would not fit the
+// registers.
+constexpr int rows_at_once(int lanes, bool general) { return general || lanes > 4 ? 1 : 2; }
+// Blocks of the grid per multiprocessor: several times what runs at once, so that the last ones end together, and
+// few enough that their additions to the sum, a few atomics each, are hidden.
+constexpr int kBlocksPerMultiprocessor = 32;
+
+// Elements per piece of work of scores of so many bytes: one or two blocks of the sum.
+constexpr int tile_of(int itemsize) {
+  return itemsize >= 4 ? 4096 : kThreads * (kVectorBytes / itemsize) * 4;
+}
+
+}  // namespace cuda
+}  // namespace sigmoid_ce
+
+#endif  // SIGMOID_CE_CUDA_TUNING_H_

@@ -1,0 +1,234 @@
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "arguments.h"
+#include "cuda_runtime.h"
+
+dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace {
+
+constexpr unsigned kWarp = 32;
+constexpr std::size_t kStack = 256 * 1024;
+
+enum State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[kStack]};
+  State state = kReady;
+};
+
+// The block that runs. One at a time: launches hold the mutex.
+std::mutex mutex;
+std::vector<Fiber> fibers;
+ucontext_t scheduler;
+unsigned running = 0;
+const void* kernel = nullptr;
+const void* argument = nullptr;
+
+std::vector<int> votes;
+std::vector<double> shuffled;
+
+void wait_at(State barrier) {
+  const unsigned self = running;
+  fibers[self].state = barrier;
+  swapcontext(&fibers[self].context, &scheduler);
+}
+
+void enter() {
+  using sigmoid_ce::cuda::Arguments;
+  const Arguments arguments = *static_cast<const Arguments*>(argument);
+  reinterpret_cast<void (*)(Arguments)>(const_cast<void*>(kernel))(arguments);
+  fibers[running].state = kDone;
+}
+
+// Lets those go on who wait at a barrier to which all have come that are still there.
+bool release(State barrier, unsigned begin, unsigned end) {
+  bool any = false;
+  for (unsigned i = begin; i < end; ++i) {
+    if (fibers[i].state == kDone) continue;
+    if (fibers[i].state != barrier) return false;
+    any = true;
+  }
+  for (unsigned i = begin; any && i < end; ++i) {
+    if (fibers[i].state == barrier) fibers[i].state = kReady;
+  }
+  return any;
+}
+
+void run_block(unsigned threads, std::mt19937* random) {
+  for (unsigned i = 0; i < threads; ++i) {
+    Fiber& fiber = fibers[i];
+    fiber.state = kReady;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStack;
+    fiber.context.uc_link = &scheduler;
+    makecontext(&fiber.context, enter, 0);
+  }
+  std::vector<unsigned> order(threads);
+  std::iota(order.begin(), order.end(), 0u);
+  for (;;) {
+    std::shuffle(order.begin(), order.end(), *random);
+    bool ran = false;
+    for (const unsigned i : order) {
+      if (fibers[i].state != kReady) continue;
+      ran = true;
+      running = i;
+      threadIdx = dim3(i, 0, 0);
+      swapcontext(&scheduler, &fibers[i].context);
+    }
+    if (ran) continue;
+    bool released = false;
+    for (unsigned w = 0; w < threads; w += kWarp) {
+      released = release(kAtWarpBarrier, w, std::min(w + kWarp, threads)) || released;
+    }
+    if (!released) released = release(kAtBlockBarrier, 0, threads);
+    if (released) continue;
+    for (unsigned i = 0; i < threads; ++i) {
+      if (fibers[i].state != kDone) {
+        std::fprintf(stderr, "emulation: threads of block %u wait at different barriers\n",
+                     blockIdx.x);
+        std::abort();
+      }
+    }
+    return;
+  }
+}
+
+std::string machine() {
+  const char* text = std::getenv("SIGMOID_CE_EMULATED_GPU");
+  return text == nullptr ? "" : text;
+}
+
+cudaError_t find() {
+  const std::string m = machine();
+  if (m == "none") return cudaErrorNoDevice;
+  if (m == "no driver" || m == "old driver") return cudaErrorInsufficientDriver;
+  return cudaSuccess;
+}
+
+}  // namespace
+
+void __syncthreads() { wait_at(kAtBlockBarrier); }
+
+int __syncthreads_or(int predicate) {
+  votes[running] = predicate;
+  wait_at(kAtBlockBarrier);
+  int any = 0;
+  for (const int vote : votes) any |= vote;
+  wait_at(kAtBlockBarrier);
+  return any != 0;
+}
+
+void __syncwarp(unsigned) { wait_at(kAtWarpBarrier); }
+
+double __shfl_down_sync(unsigned, double value, unsigned delta) {
+  const unsigned self = running;
+  shuffled[self] = value;
+  wait_at(kAtWarpBarrier);
+  const double result = self % kWarp + delta < kWarp ? shuffled[self + delta] : value;
+  wait_at(kAtWarpBarrier);
+  return result;
+}
+
+const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess ? "no error" : "an error of the emulation";
+}
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = machine() == "no driver" ? 0 : machine() == "old driver" ? 11000 : 13000;
+  return cudaSuccess;
+}
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = find() == cudaSuccess ? 1 : 0;
+  return find();
+}
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return find();
+}
+cudaError_t cudaSetDevice(int device) {
+  if (find() != cudaSuccess) return find();
+  return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  // Few, so that the blocks of a grid have several tiles each.
+  *value = attribute == cudaDevAttrMultiProcessorCount ? 1 : 0;
+  return find();
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  if (find() != cudaSuccess) return find();
+  if (device != 0) return cudaErrorInvalidDevice;
+  *properties = cudaDeviceProp();
+  std::snprintf(properties->name, sizeof properties->name, "emulated GPU");
+  properties->major = 9;
+  properties->multiProcessorCount = 1;
+  properties->totalGlobalMem = std::size_t(1) << 30;
+  return cudaSuccess;
+}
+cudaError_t cudaMalloc(void** p, std::size_t size) {
+  *p = size < (std::size_t(1) << 40) ? std::malloc(size) : nullptr;
+  return *p == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+}
+cudaError_t cudaFree(void* p) {
+  std::free(p);
+  return cudaSuccess;
+}
+cudaError_t cudaMallocAsync(void** p, std::size_t size, cudaStream_t) {
+  return cudaMalloc(p, size);
+}
+cudaError_t cudaFreeAsync(void* p, cudaStream_t) { return cudaFree(p); }
+cudaError_t cudaMemsetAsync(void* p, int value, std::size_t size, cudaStream_t) {
+  std::memset(p, value, size);
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpy(void* to, const void* from, std::size_t size, cudaMemcpyKind) {
+  std::memcpy(to, from, size);
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t size, cudaMemcpyKind,
+                            cudaStream_t) {
+  std::memcpy(to, from, size);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+
+cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** parameters,
+                             std::size_t, cudaStream_t) {
+  if (find() != cudaSuccess) return find();
+  const std::lock_guard<std::mutex> lock(mutex);
+  const char* order = std::getenv("SIGMOID_CE_EMULATED_ORDER");
+  std::mt19937 random(order == nullptr ? 1u
+                                       : static_cast<unsigned>(std::strtoul(order, nullptr, 10)));
+  if (fibers.size() < block.x) fibers = std::vector<Fiber>(block.x);
+  votes.assign(block.x, 0);
+  shuffled.assign(block.x, 0);
+  kernel = function;
+  argument = parameters[0];
+  gridDim = grid;
+  blockDim = block;
+  std::vector<unsigned> blocks(grid.x);
+  std::iota(blocks.begin(), blocks.end(), 0u);
+  std::shuffle(blocks.begin(), blocks.end(), random);
+  for (const unsigned b : blocks) {
+    blockIdx = dim3(b, 0, 0);
+    run_block(block.x, &random);
+  }
+  return cudaSuccess;
+}
