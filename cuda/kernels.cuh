@@ -57,6 +57,8 @@ SIGMOID_CE_DEVICE_INLINE void convert(float v, math::Bfloat16* result) {
   math::narrow(v, result);
 #endif
 }
+SIGMOID_CE_DEVICE_INLINE void convert(math::Float16 v, math::Float16* result) { *result = v; }
+SIGMOID_CE_DEVICE_INLINE void convert(math::Bfloat16 v, math::Bfloat16* result) { *result = v; }
 SIGMOID_CE_DEVICE_INLINE void convert(float v, float* result) { *result = v; }
 SIGMOID_CE_DEVICE_INLINE void convert(double v, double* result) { *result = v; }
 SIGMOID_CE_DEVICE_INLINE void convert(float v, double* result) { *result = v; }
@@ -280,12 +282,13 @@ struct TargetType<Integer> {
 };
 
 // Targets of some rows of a thread, by wide loads, and bit k of `ignored` for lane k of a single row.
-template <int kRows, int kLanes, class T>
+// Kept as K: integers converted, others as they are, which takes fewer registers.
+template <int kRows, int kLanes, class K>
 struct LoadTargets {
   const Arguments& args;
   std::int64_t first;
   bool find_ignored;
-  T (&targets)[kRows][kLanes];
+  K (&targets)[kRows][kLanes];
   unsigned* ignored;
 
   template <class S>
@@ -353,6 +356,7 @@ struct Pass {
   using Element = math::Element<O>;
 
   static constexpr bool kFinite = std::is_same<S, Integer>::value;
+  using Kept = typename std::conditional<kFinite, T, S>::type;
   static constexpr bool kSums = kOperation == kForward || kOperation == kForwardBackward;
   static constexpr bool kGradient = kOperation == kBackward || kOperation == kForwardBackward;
   static constexpr bool kWrites = kOperation != kForward;
@@ -365,7 +369,7 @@ struct Pass {
   static constexpr int kTile = kBlocks * math::kBlock;
   static constexpr int kCells =
       kSteps * kThreads;  // of a tile: the four rows of a thread, kLanes wide
-  static constexpr int kRowsAtOnce = rows_at_once(kLanes, kGeneral);
+  static constexpr int kRowsAtOnce = rows_at_once(kLanes, kGeneral, kSums);
 
   // What a pass that adds keeps in shared memory.
   struct Shared {
@@ -421,14 +425,14 @@ struct Pass {
     for (int j = 0; j < math::kRowsPerGroup; j += kRowsAtOnce) {
       const std::int64_t first = begin + j * math::kRow;
       X x[kRowsAtOnce][kLanes];
-      T t[kRowsAtOnce][kLanes];
+      Kept t[kRowsAtOnce][kLanes];
       unsigned ignored = 0;
 #pragma unroll
       for (int i = 0; i < kRowsAtOnce; ++i) {
         load_wide(args.scores.data + (first + i * math::kRow) * sizeof(X), x[i]);
       }
       TargetType<S>::dispatch(args.target_dtype,
-                              LoadTargets<kRowsAtOnce, kLanes, T>{
+                              LoadTargets<kRowsAtOnce, kLanes, Kept>{
                                   args, first, kGeneral && args.has_ignore_label, t, &ignored});
       X weights[kLanes];
       const char* pos_weights = nullptr;
@@ -447,7 +451,8 @@ struct Pass {
         X out[kLanes];
 #pragma unroll
         for (int k = 0; k < kLanes; ++k) {
-          T p = 1, w = 1;
+          T target, p = 1, w = 1;
+          convert(t[i][k], &target);
           if (kGeneral) {
             p = Arithmetic<T>::number(args.pos_weight);
             w = Arithmetic<T>::number(args.weight);
@@ -455,10 +460,12 @@ struct Pass {
               p = *reinterpret_cast<const T*>(pos_weights + k * step);
             if (args.has_weights) convert(weights[k], &w);
           }
-          const T loss = element(args, scale, x[i][k], t[i][k], p, w, ignored >> k & 1, &out[k]);
+          const T loss = element(args, scale, x[i][k], target, p, w, ignored >> k & 1, &out[k]);
           if (kSums && !kGeneral) sum[k] = __dadd_rn(sum[k], loss);
           // Here the options need the registers. From +0 on, which changes no sum but one of -0.
           if (kSums && kGeneral) sums[k][0] = __dadd_rn(j == 0 ? 0.0 : sums[k][0], loss);
+          // Instructions of one pair do not move to another, which would take more registers than there are.
+          if (kGeneral && kLanes == 8 && k % 2 == 1) __syncwarp();
         }
         if (kWrites) store_wide(args.out.data + (first + i * math::kRow) * sizeof(X), out);
       }

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "arguments.h"
+#include "division.h"
 #include "math/exp_log1p.h"
 
 namespace sigmoid_ce {
@@ -25,7 +26,16 @@ struct Arithmetic<float> {
   SIGMOID_CE_DEVICE_INLINE float from_bits(Bits b) { return __uint_as_float(b); }
   SIGMOID_CE_DEVICE_INLINE float add(float a, float b) { return __fadd_rn(a, b); }
   SIGMOID_CE_DEVICE_INLINE float mul(float a, float b) { return __fmul_rn(a, b); }
-  SIGMOID_CE_DEVICE_INLINE float div(float a, float b) { return __fdiv_rn(a, b); }
+  // b = fl(1 + a).
+  SIGMOID_CE_DEVICE_INLINE float div(float a, float b) {
+#if defined(__CUDA_ARCH__)
+    float approximate;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(approximate) : "f"(b));
+    return divide(a, b, approximate);
+#else
+    return a / b;
+#endif
+  }
   SIGMOID_CE_DEVICE_INLINE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
   SIGMOID_CE_DEVICE_INLINE float from_int(int v) { return __int2float_rn(v); }
   SIGMOID_CE_DEVICE_INLINE float from_double(double v) { return __double2float_rn(v); }
@@ -63,7 +73,8 @@ struct Ops {
   SIGMOID_CE_DEVICE_INLINE V set(T v) { return v; }
   SIGMOID_CE_DEVICE_INLINE V add(V a, V b) { return A::add(a, b); }
   SIGMOID_CE_DEVICE_INLINE V sub(V a, V b) { return A::add(a, -b); }
-  SIGMOID_CE_DEVICE_INLINE V mul(V a, V b) { return A::mul(a, b); }
+  // Not the intrinsic, which keeps a factor of 1. Nothing is fused: every addition is an intrinsic.
+  SIGMOID_CE_DEVICE_INLINE V mul(V a, V b) { return a * b; }
   SIGMOID_CE_DEVICE_INLINE V div(V a, V b) { return A::div(a, b); }
   SIGMOID_CE_DEVICE_INLINE V fma(V a, V b, V c) { return A::fma(a, b, c); }
   SIGMOID_CE_DEVICE_INLINE V fnma(V a, V b, V c) { return A::fma(-a, b, c); }

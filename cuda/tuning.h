@@ -12,7 +12,9 @@ constexpr int kMinBlocks = 4;
 constexpr int kVectorBytes = 16;
 // Rows of a thread, of four, of so many elements, that are loaded before the first is computed. More would not fit the
 // registers.
-constexpr int rows_at_once(int lanes, bool general) { return general || lanes > 4 ? 1 : 2; }
+constexpr int rows_at_once(int lanes, bool general, bool sums) {
+  return !general && (lanes == 4 || (lanes == 2 && !sums)) ? 2 : 1;
+}
 // Blocks of the grid per multiprocessor: several times what runs at once, so that the last ones end together, and
 // few enough that their additions to the sum, a few atomics each, are hidden.
 constexpr int kBlocksPerMultiprocessor = 32;
