@@ -398,9 +398,13 @@ def test_dlpack() -> None:
     assert type(result) is np.ndarray
     assert bits(result) == bits(sce.backward(scores, targets))
     assert np.shares_memory(arrays.view(Exporter(scores), "scores").array, scores)
-    message = r"^scores: device arrays are not supported by this build, got .*Exporter on DLPack"
+    message = r"^scores: expected an array on the CPU or on a CUDA GPU, got .*Exporter on DLPack"
     with pytest.raises(TypeError, match=message):
-        sce.forward(Exporter(scores, (2, 0)), targets)
+        sce.forward(Exporter(scores, (10, 0)), targets)  # kDLROCM
+    with pytest.raises(
+        TypeError, match=r"^targets: expected an array on the CPU, as scores are, g"
+    ):
+        sce.forward(scores, Exporter(targets, (2, 0)))
 
 
 def test_pytorch() -> None:
@@ -436,7 +440,7 @@ def test_pytorch_refusals() -> None:
     x = torch.zeros(3)
     cases = [
         (x.clone().requires_grad_(), r"the tensor requires grad; pass scores\.detach\(\)"),
-        (torch.zeros(3, device="meta"), "device arrays are not supported by this build, got a"),
+        (torch.zeros(3, device="meta"), "expected a tensor on the CPU or on a CUDA GPU, got one"),
         (x.bfloat16(), "expected a dense tensor of a dtype that NumPy has, got torch.bfloat16"),
         (x.half(), "expected float32 or float64, got float16"),
         (x.long(), "expected float32 or float64, got int64"),
@@ -487,7 +491,8 @@ def test_jax_refusals() -> None:
 def test_libraries_are_not_imported() -> None:
     code = (
         "import sys, sigmoid_ce as sce; sce.forward([0.5], [1]);"
-        "print([m for m in ('torch', 'jax', 'tensorflow', 'scipy') if m in sys.modules])"
+        "names = ('torch', 'jax', 'tensorflow', 'scipy', 'cuda', 'sigmoid_ce.cuda');"
+        "print([m for m in names if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -532,7 +537,9 @@ TYPE_ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"scores": {1, 2}}, "scores: expected an array"),
     ({"scores": [["a"]]}, None),  # ValueError of NumPy or TypeError: see below
     ({"scores": [1j]}, "scores: expected a list that becomes a float64 array; "),
-    ({"scores": Device()}, "scores: device arrays are not supported by this build, got "),
+    ({"targets": Device()}, "targets: expected an array on the CPU, as scores are, got "),
+    ({"weight": Device()}, "weight: expected an array on the CPU, as scores are, got "),
+    ({"out": Device()}, "out: expected an array on the CPU, as scores are, got "),
     ({"targets": Foreign()}, "targets: TensorFlow tensors are not read directly; pass targets.nu"),
     (
         {"targets": T.astype(np.float64)},

@@ -982,14 +982,21 @@ def test_info(call: Call, tmp_path: Path) -> None:
     facts = sce.info()
     done = call("info", "--json", "-")
     assert strict(done.out) == facts
-    assert facts["devices"] == ["cpu"]
+    assert facts["devices"][0] == "cpu"
     assert facts["isa"] in facts["available_isas"]
     assert set(facts["available_isas"]) <= set(facts["compiled_isas"])
     assert facts["compiled_isas"] == sce.compiled_isas()
     text = call("info", "--json", tmp_path / "info.json").out
     assert strict((tmp_path / "info.json").read_text()) == facts
     rows = dict(re.split(r"  +", line, maxsplit=1) for line in text.splitlines())
-    assert rows == {
+    cuda = facts.pop("cuda")
+    assert [key for key in rows if key.startswith("cuda")] == (
+        ["cuda"] * bool(cuda["reason"])
+        + ["cuda versions"] * cuda["built"]
+        + [f"cuda:{i}" for i in range(len(cuda["devices"]))]
+    )
+    assert cuda["reason"] == rows.get("cuda")
+    assert {key: text for key, text in rows.items() if not key.startswith("cuda")} == {
         key.replace("_", " "): ", ".join(value) if isinstance(value, list) else str(value)
         for key, value in facts.items()
     }

@@ -1,4 +1,10 @@
-"""Sigmoid cross-entropy loss and its gradient: exact in the tails, the same bits everywhere."""
+"""Sigmoid cross-entropy loss and its gradient: exact in the tails, the same bits everywhere.
+
+Arrays on the CPU or on a CUDA GPU, of any library; the device of the scores picks the kernels.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from sigmoid_ce import cpu, reference
 from sigmoid_ce._cpu import (
@@ -23,6 +29,9 @@ from sigmoid_ce.api import (
     partial_backward,
 )
 
+if TYPE_CHECKING:
+    from sigmoid_ce import cuda
+
 __all__ = [
     "Partial",
     "SigmoidCrossEntropyLoss",
@@ -32,6 +41,7 @@ __all__ = [
     "combine",
     "compiled_isas",
     "cpu",
+    "cuda",
     "elementwise",
     "forward",
     "forward_backward",
@@ -44,3 +54,9 @@ __all__ = [
     "set_isa",
     "set_num_threads",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "cuda":  # imported when it has a use
+        return importlib.import_module("sigmoid_ce.cuda")
+    raise AttributeError(f"module 'sigmoid_ce' has no attribute {name!r}")

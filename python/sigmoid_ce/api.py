@@ -1,4 +1,4 @@
-"""The functions of the package, for arrays of any library on the CPU.
+"""The functions of the package, for arrays of any library on the CPU or on a CUDA GPU.
 
 With score x, target t, positive weight p and element weight w, the loss of an element is
 
@@ -7,6 +7,9 @@ With score x, target t, positive weight p and element weight w, the loss of an e
 which is w * ((1 - t) log(1 + exp(x)) + p t log(1 + exp(-x))): the cross-entropy between the target
 and sigmoid(x). Derivation, error bounds and the guarantee of equal bits: docs/numerics.md. The
 semantics of `ignore_label` and `normalization` are those of Caffe's SigmoidCrossEntropyLossLayer.
+
+The device of the scores picks the kernels. On a GPU more dtypes are taken, and a loss is an array:
+`sigmoid_ce.cuda` says what differs. It is imported when it has a use.
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ from typing import Any, Literal
 import numpy as np
 
 from sigmoid_ce import _cpu, arrays
+from sigmoid_ce.gpu import gpu_library
 
 # An array of NumPy, PyTorch or JAX, or one that speaks DLPack or the buffer protocol, on the CPU; a
-# list of numbers; a number. Results come back in the library of the scores.
+# list of numbers; a number. An array of PyTorch, CuPy, JAX or Numba, or one that speaks DLPack or
+# __cuda_array_interface__, on a GPU. Results come back in the library of the scores.
 Array = Any
 Normalization = Literal["full", "valid", "batch_size", "none"] | float
 
@@ -38,16 +43,17 @@ def forward(
     normalization: Normalization | None = None,
     normalize: bool | None = None,
     check: bool = False,
-) -> float:
+) -> float | Array:
     """The loss: the sum over the elements, over a divisor.
 
     Parameters
     ----------
-    scores : any shape, float32 or float64
+    scores : any shape, float32 or float64; on a GPU float16 or bfloat16 too
         Logits. Read in place, whatever the strides or the alignment. Lists become float64.
     targets : the shape of scores, axes of length 1 aside; the dtype of scores, or bool, uint8,
-        int8, int32, int64
-        Usually in [0, 1]; other values go through the same formula.
+        int8, int32, int64; on a GPU float32 too
+        Usually in [0, 1]; other values go through the same formula. On the device of the scores, as
+        is an array of `weight`.
     pos_weight : number, (C,) or (C, 1, ..., 1); finite and >= 0
         Factor on the positive part of the loss; C values are for axis 1 of the scores, the channels
         of Caffe and of (N, C, H, W). (PyTorch broadcasts (C,) along the last axis.)
@@ -68,21 +74,30 @@ def forward(
 
     Returns
     -------
-    float
+    float; for scores on a GPU, a 0-d array there, in float64 (in float32 for JAX without x64)
         In nats (natural logarithm) per unit of the divisor. The sum is exact over blocks of 4096
-        elements: no order, thread count or instruction set changes its bits. NaN and infinities in
-        scores, targets or weight are never an error.
+        elements: no order, thread count, instruction set or device changes its bits. NaN and
+        infinities in scores, targets or weight are never an error. On a GPU the array is there when
+        its stream is; nobody waits.
 
     Raises
     ------
     TypeError
-        For a dtype or a kind of object that is not listed above: float16, complex and masked
-        arrays, device arrays, tensors that require grad. Nothing is converted in silence.
+        For a dtype or a kind of object that is not listed above: complex and masked arrays, tensors
+        that require grad, arrays on more than one device. Nothing is converted in silence.
     ValueError
         For a shape or a value that does not fit. Messages name the argument, what is expected and
         what came.
+    CudaError, MemoryError, RuntimeError, ImportError
+        For scores on a GPU: see `sigmoid_ce.cuda.forward`.
     """
     if check or _needs_views(scores, targets, pos_weight, weight):
+        if gpu_library(scores) is not None:
+            import sigmoid_ce.cuda as cuda
+
+            return cuda.forward(
+                scores, targets, pos_weight, weight, ignore_label, normalization, normalize, check
+            )
         scores, targets, pos_weight, weight, _ = _views(
             scores, targets, pos_weight, weight, ignore_label, check
         )
@@ -121,6 +136,21 @@ def backward(
     """
     restore: Callable[[Any], Any] | None = None
     if check or _needs_views(scores, targets, pos_weight, weight):
+        if gpu_library(scores) is not None:
+            import sigmoid_ce.cuda as cuda
+
+            return cuda.backward(
+                scores,
+                targets,
+                pos_weight,
+                weight,
+                ignore_label,
+                normalization,
+                normalize,
+                loss_weight,
+                out,
+                check,
+            )
         scores, targets, pos_weight, weight, restore = _views(
             scores, targets, pos_weight, weight, ignore_label, check
         )
@@ -150,7 +180,7 @@ def forward_backward(
     loss_weight: float = 1.0,
     out: Array | None = None,
     check: bool = False,
-) -> tuple[float, Array]:
+) -> tuple[float | Array, Array]:
     """`forward` and `backward` in one pass over memory, with the bits of the two.
 
     `loss_weight` is a factor on the gradient only. Arguments and errors: see `forward` and
@@ -158,6 +188,21 @@ def forward_backward(
     """
     restore: Callable[[Any], Any] | None = None
     if check or _needs_views(scores, targets, pos_weight, weight):
+        if gpu_library(scores) is not None:
+            import sigmoid_ce.cuda as cuda
+
+            return cuda.forward_backward(
+                scores,
+                targets,
+                pos_weight,
+                weight,
+                ignore_label,
+                normalization,
+                normalize,
+                loss_weight,
+                out,
+                check,
+            )
         scores, targets, pos_weight, weight, restore = _views(
             scores, targets, pos_weight, weight, ignore_label, check
         )
@@ -192,6 +237,10 @@ def elementwise(
     """
     restore: Callable[[Any], Any] | None = None
     if check or _needs_views(scores, targets, pos_weight, weight):
+        if gpu_library(scores) is not None:
+            import sigmoid_ce.cuda as cuda
+
+            return cuda.elementwise(scores, targets, pos_weight, weight, ignore_label, out, check)
         scores, targets, pos_weight, weight, restore = _views(
             scores, targets, pos_weight, weight, ignore_label, check
         )
@@ -231,6 +280,10 @@ def partial(
         a shape the chunk consists of whole rows: its axes from the second on are those of the
         whole, and `weight` broadcasts to the chunk.
     """
+    if gpu_library(scores) is not None:
+        import sigmoid_ce.cuda as cuda
+
+        return cuda.partial(scores, targets, pos_weight, weight, ignore_label, first_index, shape)
     scores, targets, pos_weight, weight, _ = _views(
         scores, targets, pos_weight, weight, ignore_label, False
     )
@@ -266,6 +319,21 @@ def partial_backward(
     (Partial, gradient)
         The gradient has the shape and dtype of the chunk of scores.
     """
+    if gpu_library(scores) is not None:
+        import sigmoid_ce.cuda as cuda
+
+        return cuda.partial_backward(
+            scores,
+            targets,
+            divisor,
+            pos_weight,
+            weight,
+            ignore_label,
+            loss_weight,
+            first_index,
+            shape,
+            out,
+        )
     scores, targets, pos_weight, weight, restore = _views(
         scores, targets, pos_weight, weight, ignore_label, False
     )
@@ -307,7 +375,7 @@ class SigmoidCrossEntropyLoss:
         self.loss_weight = loss_weight
         self._inputs: tuple[Array, Array] | None = None
 
-    def forward(self, scores: Array, targets: Array) -> float:
+    def forward(self, scores: Array, targets: Array) -> float | Array:
         """The loss. Keeps references to both arrays, not copies, for `backward`."""
         loss = forward(
             scores,
@@ -343,14 +411,19 @@ class SigmoidCrossEntropyLoss:
 
 
 def info() -> dict[str, Any]:
-    """What runs here: version, instruction sets, threads, devices, compiler, NumPy."""
+    """What runs here: version, instruction sets, threads, devices, CUDA, compiler, NumPy."""
+    import sigmoid_ce.cuda as cuda
+
+    gpu = cuda.info()
+    names = [f"cuda:{i} {device['name']}" for i, device in enumerate(gpu["devices"])]
     return {
         "version": _cpu.version,
         "isa": _cpu.get_isa(),
         "available_isas": _cpu.available_isas(),
         "compiled_isas": _cpu.compiled_isas(),
         "num_threads": _cpu.get_num_threads(),
-        "devices": ["cpu"],
+        "devices": ["cpu", *names],
+        "cuda": gpu,
         "compiler": _cpu.compiler,
         "numpy": np.__version__,
     }

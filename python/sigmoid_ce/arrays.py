@@ -1,7 +1,8 @@
 """Arrays of any library on the CPU as NumPy views without a copy, and results back in that library.
 
-`sigmoid_ce.api` comes here when an argument is not a NumPy array; shapes and dtypes are checked by
-the native code. PyTorch and JAX are used only where the caller has imported them already.
+`sigmoid_ce.api` comes here when the scores are on the CPU and an argument is not a NumPy array;
+shapes and dtypes are checked by the native code. Arrays on a GPU: `sigmoid_ce.devices`. PyTorch and
+JAX are used only where the caller has imported them already.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sigmoid_ce.gpu import gpu_library
 
 Array = NDArray[Any]
 
@@ -56,11 +59,8 @@ def view(value: Any, name: str) -> View:
         return View(_from_jax(value, name), jax.dlpack.from_dlpack)
     if type(value).__module__.partition(".")[0] == "tensorflow":
         raise TypeError(f"{name}: TensorFlow tensors are not read directly; pass {name}.numpy()")
-    if hasattr(value, "__cuda_array_interface__"):
-        raise TypeError(
-            f"{name}: device arrays are not supported by this build, got {_type(value)}; "
-            "copy it to the CPU first"
-        )
+    if gpu_library(value) is not None:
+        raise _on_a_gpu(value, name)
     if hasattr(value, "__dlpack__"):
         return _from_dlpack(value, name)
     try:
@@ -191,6 +191,18 @@ def _type(value: object) -> str:
     return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
 
 
+def _on_a_gpu(value: Any, name: str) -> TypeError:
+    """Where the scores are not: they choose."""
+    from sigmoid_ce.devices import library_of  # it takes time, and seldom has a use
+
+    library = library_of(value)
+    to_cpu = "" if library is None else library.to_cpu.format(name=name)
+    return TypeError(
+        f"{name}: expected an array on the CPU, as scores are, got {_type(value)} on a GPU; pass "
+        f"{to_cpu}, or scores on that GPU"
+    )
+
+
 def _from_list(value: list[Any] | tuple[Any, ...], name: str) -> Array:
     try:
         return np.asarray(value, dtype=np.float64)
@@ -202,10 +214,12 @@ def _from_list(value: list[Any] | tuple[Any, ...], name: str) -> Array:
 def _from_torch(value: Any, name: str) -> Array:
     if value.requires_grad:
         raise TypeError(f"{name}: the tensor requires grad; pass {name}.detach()")
+    if value.is_cuda:
+        raise _on_a_gpu(value, name)
     if value.device.type != "cpu":
         raise TypeError(
-            f"{name}: device arrays are not supported by this build, got a tensor on "
-            f"{value.device}; pass {name}.cpu()"
+            f"{name}: expected a tensor on the CPU or on a CUDA GPU, got one on {value.device}; "
+            f"pass {name}.cpu()"
         )
     try:
         array: Array = value.numpy()
@@ -225,11 +239,13 @@ def _from_jax(value: Any, name: str) -> Array:
             f"{name}: JAX tracers have no values; call outside of jit, grad and vmap, or through "
             "jax.pure_callback"
         )
+    if gpu_library(value) is not None:
+        raise _on_a_gpu(value, name)
     devices = value.devices()
     if len(devices) != 1 or next(iter(devices)).platform != "cpu":
         names = ", ".join(sorted(str(device) for device in devices))
         raise TypeError(
-            f"{name}: device arrays are not supported by this build, got a JAX array on {names}; "
+            f"{name}: expected a JAX array on the CPU or on one CUDA GPU, got one on {names}; "
             f"pass jax.device_put({name}, jax.devices('cpu')[0])"
         )
     return np.asarray(value)
@@ -239,7 +255,7 @@ def _from_dlpack(value: Any, name: str) -> View:
     device, number = value.__dlpack_device__()
     if device != _DLPACK_CPU:
         raise TypeError(
-            f"{name}: device arrays are not supported by this build, got {_type(value)} on DLPack "
+            f"{name}: expected an array on the CPU or on a CUDA GPU, got {_type(value)} on DLPack "
             f"device ({int(device)}, {number})"
         )
     try:

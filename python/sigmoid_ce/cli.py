@@ -321,11 +321,26 @@ def info(json_out: str | None) -> None:
     with failures():
         _cpu.forward(np.zeros(1), np.zeros(1))  # fails where an environment variable is wrong
         facts = api.info()
-        lines = []
+        lines: list[list[str]] = []
         for key, value in facts.items():
+            if key == "cuda":
+                lines += _cuda_lines(value)
+                continue
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             lines.append([key.replace("_", " "), text])
         print_result(list(table(lines)), facts, json_out)
+
+
+def _cuda_lines(facts: dict[str, Any]) -> Iterator[list[str]]:
+    if facts["reason"]:
+        yield ["cuda", facts["reason"]]
+    if facts["built"]:
+        driver = facts["driver"] or "none"
+        yield ["cuda versions", f"built with {facts['runtime']}, driver {driver}"]
+    for i, device in enumerate(facts["devices"]):
+        memory = f"{device['memory'] / 2**30:.1f} GiB"
+        capability = f"compute capability {device['compute_capability']}"
+        yield [f"cuda:{i}", f"{capability}, {device['multiprocessors']} SMs, {memory}"]
 
 
 # ---- bench ----

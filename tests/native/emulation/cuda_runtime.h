@@ -5,8 +5,11 @@
 //
 // It says nothing about speed, memory consistency or the device compiler.
 //
-// Environment: SIGMOID_CE_EMULATED_GPU, "none", "no driver" or "old driver" instead of one device;
-// SIGMOID_CE_EMULATED_ORDER, a number that the order of fibers depends on.
+// Environment: SIGMOID_CE_EMULATED_GPU, "none", "no driver" or "old driver" instead of one device, "two" devices, or one
+// with "no pools" of memory, that is "busy" (no event comes to pass) or "capturing" a graph;
+// SIGMOID_CE_EMULATED_ORDER, a number that the order of fibers depends on; SIGMOID_CE_EMULATED_MULTIPROCESSORS, of the
+// device; SIGMOID_CE_EMULATED_MEMORY, "own": device memory that the host cannot touch, nor kernels the host's;
+// SIGMOID_CE_EMULATED_SKIP, the line of a __syncthreads() that does nothing, to see that tests find it missing.
 #ifndef SIGMOID_CE_TESTS_EMULATION_CUDA_RUNTIME_H_
 #define SIGMOID_CE_TESTS_EMULATION_CUDA_RUNTIME_H_
 
@@ -38,7 +41,8 @@ extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 // ---- What kernels call ----
 
-void __syncthreads();
+void emulated_syncthreads(int line);
+#define __syncthreads() emulated_syncthreads(__LINE__)
 int __syncthreads_or(int predicate);
 void __syncwarp(unsigned mask = 0xffffffffu);
 double __shfl_down_sync(unsigned mask, double value, unsigned delta);
@@ -116,6 +120,7 @@ enum cudaError_t {
   cudaErrorInvalidDevice = 101,
   cudaErrorNoKernelImageForDevice = 209,
   cudaErrorUnsupportedPtxVersion = 222,
+  cudaErrorNotReady = 600,
   cudaErrorNotSupported = 801
 };
 enum cudaMemcpyKind {
@@ -126,13 +131,21 @@ enum cudaMemcpyKind {
   cudaMemcpyDefault
 };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMemoryPoolsSupported = 115 };
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
+constexpr unsigned cudaEventDisableTiming = 2;
 struct CUstream_st;
 typedef CUstream_st* cudaStream_t;
+struct CUevent_st;
+typedef CUevent_st* cudaEvent_t;
 struct cudaDeviceProp {
   char name[256];
   int major, minor;
   int multiProcessorCount;
   std::size_t totalGlobalMem;
+  // Of CUDA 12 and before; Caffe prints them.
+  std::size_t sharedMemPerBlock, memPitch, totalConstMem, textureAlignment;
+  int regsPerBlock, warpSize, maxThreadsPerBlock, maxThreadsDim[3], maxGridSize[3];
+  int clockRate, deviceOverlap, kernelExecTimeoutEnabled;
 };
 
 const char* cudaGetErrorString(cudaError_t error);
@@ -146,13 +159,22 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
 cudaError_t cudaMalloc(void** p, std::size_t size);
 cudaError_t cudaFree(void* p);
+cudaError_t cudaMallocHost(void** p, std::size_t size);
+cudaError_t cudaFreeHost(void* p);
 cudaError_t cudaMallocAsync(void** p, std::size_t size, cudaStream_t stream);
 cudaError_t cudaFreeAsync(void* p, cudaStream_t stream);
+cudaError_t cudaMemset(void* p, int value, std::size_t size);
 cudaError_t cudaMemsetAsync(void* p, int value, std::size_t size, cudaStream_t stream);
 cudaError_t cudaMemcpy(void* to, const void* from, std::size_t size, cudaMemcpyKind kind);
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t size, cudaMemcpyKind kind,
                             cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventQuery(cudaEvent_t event);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaDeviceSynchronize();
 cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 block, void** parameters,
                              std::size_t shared, cudaStream_t stream);

@@ -1,8 +1,10 @@
+#include <sys/mman.h>
 #include <ucontext.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -118,9 +120,103 @@ cudaError_t find() {
   return cudaSuccess;
 }
 
+int number(const char* name, int otherwise) {
+  const char* text = std::getenv(name);
+  return text == nullptr ? otherwise : static_cast<int>(std::strtol(text, nullptr, 10));
+}
+
+// Few, so that the blocks of a grid have several tiles each.
+int multiprocessors() { return number("SIGMOID_CE_EMULATED_MULTIPROCESSORS", 1); }
+
+thread_local int current_device = 0;
+
+int devices() { return machine() == "two" ? 2 : 1; }
+
+// Device memory of its own: addresses that only functions of the device may touch, and that all arrays of a kernel have.
+constexpr std::size_t kPage = 4096;
+constexpr std::size_t kArena = std::size_t(1) << 40;  // addresses, not memory
+std::size_t arena_used = 0;
+std::map<void*, std::size_t> arena_blocks;
+
+char* arena() {
+  static char* const base = [] {
+    const char* text = std::getenv("SIGMOID_CE_EMULATED_MEMORY");
+    if (text == nullptr || std::string(text) != "own") return static_cast<char*>(nullptr);
+    void* p = mmap(nullptr, kArena, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return p == MAP_FAILED ? nullptr : static_cast<char*>(p);
+  }();
+  return base;
+}
+
+bool of_device(const void* p) {
+  const char* q = static_cast<const char*>(p);
+  return q >= arena() && q < arena() + arena_used;
+}
+
+// Never the same address twice.
+cudaError_t take(void** p, std::size_t size) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  const std::size_t bytes = (size + kPage) / kPage * kPage;
+  if (bytes > kArena - arena_used) return cudaErrorMemoryAllocation;
+  *p = arena() + arena_used;
+  arena_used += bytes;
+  arena_blocks[*p] = bytes;
+  return cudaSuccess;
+}
+
+cudaError_t give_back(void* p) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (p == nullptr) return cudaSuccess;
+  const auto found = arena_blocks.find(p);
+  if (found == arena_blocks.end()) return cudaErrorInvalidValue;
+  madvise(p, found->second, MADV_DONTNEED);
+  arena_blocks.erase(found);
+  return cudaSuccess;
+}
+
+// While the device works.
+class AtWork {
+ public:
+  AtWork() : lock_(mutex) { protect(PROT_READ | PROT_WRITE); }
+  ~AtWork() { protect(PROT_NONE); }
+
+ private:
+  static void protect(int how) {
+    if (arena_used > 0) mprotect(arena(), arena_used, how);
+  }
+  std::lock_guard<std::mutex> lock_;
+};
+
+void check_device_memory(const sigmoid_ce::cuda::Arguments& args) {
+  if (arena() == nullptr) return;
+  const void* const arrays[] = {args.scores.data,      args.targets.data, args.out.data,
+                                args.pos_weights.data, args.weights.data, args.workspace,
+                                args.loss,             args.loss_divisor, args.partial,
+                                args.divisor};
+  for (const void* p : arrays) {
+    if (p == nullptr || of_device(p)) continue;
+    std::fprintf(stderr, "emulation: a kernel got an array that is not in device memory\n");
+    std::abort();
+  }
+}
+
+cudaError_t copy(void* to, const void* from, std::size_t size, cudaMemcpyKind kind) {
+  const AtWork at_work;
+  if (arena() != nullptr && kind != cudaMemcpyDefault && size > 0 &&
+      (of_device(to) != (kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice) ||
+       of_device(from) != (kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice))) {
+    return cudaErrorInvalidValue;
+  }
+  std::memcpy(to, from, size);
+  return cudaSuccess;
+}
+
 }  // namespace
 
-void __syncthreads() { wait_at(kAtBlockBarrier); }
+void emulated_syncthreads(int line) {
+  static const int skipped = number("SIGMOID_CE_EMULATED_SKIP", 0);
+  if (line != skipped) wait_at(kAtBlockBarrier);
+}
 
 int __syncthreads_or(int predicate) {
   votes[running] = predicate;
@@ -155,37 +251,41 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = find() == cudaSuccess ? 1 : 0;
+  *count = find() == cudaSuccess ? devices() : 0;
   return find();
 }
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = current_device;
   return find();
 }
 cudaError_t cudaSetDevice(int device) {
   if (find() != cudaSuccess) return find();
-  return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
+  if (device < 0 || device >= devices()) return cudaErrorInvalidDevice;
+  current_device = device;
+  return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  // Few, so that the blocks of a grid have several tiles each.
-  *value = attribute == cudaDevAttrMultiProcessorCount ? 1 : 0;
+  *value =
+      attribute == cudaDevAttrMultiProcessorCount ? multiprocessors() : machine() != "no pools";
   return find();
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (find() != cudaSuccess) return find();
-  if (device != 0) return cudaErrorInvalidDevice;
+  if (device < 0 || device >= devices()) return cudaErrorInvalidDevice;
   *properties = cudaDeviceProp();
   std::snprintf(properties->name, sizeof properties->name, "emulated GPU");
   properties->major = 9;
-  properties->multiProcessorCount = 1;
+  properties->multiProcessorCount = multiprocessors();
   properties->totalGlobalMem = std::size_t(1) << 30;
   return cudaSuccess;
 }
 cudaError_t cudaMalloc(void** p, std::size_t size) {
+  if (arena() != nullptr) return take(p, size);
   *p = size < (std::size_t(1) << 40) ? std::malloc(size) : nullptr;
   return *p == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
 }
 cudaError_t cudaFree(void* p) {
+  if (arena() != nullptr) return give_back(p);
   std::free(p);
   return cudaSuccess;
 }
@@ -193,26 +293,55 @@ cudaError_t cudaMallocAsync(void** p, std::size_t size, cudaStream_t) {
   return cudaMalloc(p, size);
 }
 cudaError_t cudaFreeAsync(void* p, cudaStream_t) { return cudaFree(p); }
+cudaError_t cudaMallocHost(void** p, std::size_t size) {
+  *p = find() == cudaSuccess ? std::malloc(size + 1) : nullptr;
+  return find();
+}
+cudaError_t cudaFreeHost(void* p) {
+  std::free(p);
+  return cudaSuccess;
+}
+cudaError_t cudaMemset(void* p, int value, std::size_t size) {
+  return cudaMemsetAsync(p, value, size, nullptr);
+}
 cudaError_t cudaMemsetAsync(void* p, int value, std::size_t size, cudaStream_t) {
+  const AtWork at_work;
+  if (arena() != nullptr && !of_device(p)) return cudaErrorInvalidValue;
   std::memset(p, value, size);
   return cudaSuccess;
 }
-cudaError_t cudaMemcpy(void* to, const void* from, std::size_t size, cudaMemcpyKind) {
-  std::memcpy(to, from, size);
-  return cudaSuccess;
+cudaError_t cudaMemcpy(void* to, const void* from, std::size_t size, cudaMemcpyKind kind) {
+  return copy(to, from, size, kind);
 }
-cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t size, cudaMemcpyKind,
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t size, cudaMemcpyKind kind,
                             cudaStream_t) {
-  std::memcpy(to, from, size);
-  return cudaSuccess;
+  return copy(to, from, size, kind);
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = machine() == "capturing" ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = reinterpret_cast<cudaEvent_t>(new char);
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaEventQuery(cudaEvent_t) {
+  return machine() == "busy" ? cudaErrorNotReady : cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete reinterpret_cast<char*>(event);
+  return cudaSuccess;
+}
 cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 
 cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** parameters,
                              std::size_t, cudaStream_t) {
   if (find() != cudaSuccess) return find();
-  const std::lock_guard<std::mutex> lock(mutex);
+  const AtWork at_work;
+  check_device_memory(*static_cast<const sigmoid_ce::cuda::Arguments*>(parameters[0]));
   const char* order = std::getenv("SIGMOID_CE_EMULATED_ORDER");
   std::mt19937 random(order == nullptr ? 1u
                                        : static_cast<unsigned>(std::strtoul(order, nullptr, 10)));

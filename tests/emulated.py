@@ -1,0 +1,48 @@
+"""A package whose _cuda is compiled for the GPU of tests/native/emulation; the build is kept."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import sigmoid_ce as sce
+from conftest import ROOT, missing, tool
+from instrumented import run
+
+BUILD = ROOT / "build" / "emulated"
+
+
+def build_module() -> Path:
+    cmake = tool("cmake")
+    if cmake is None:
+        missing("cmake")
+    assert cmake is not None
+    pybind11 = run([sys.executable, "-m", "pybind11", "--cmakedir"]).strip()
+    run(
+        [
+            cmake,
+            *("-S", str(ROOT)),
+            *("-B", str(BUILD)),
+            "-DCMAKE_CXX_FLAGS=-Werror",
+            "-DSIGMOID_CE_CUDA=EMULATED",
+            "-DSIGMOID_CE_PYTHON=ON",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11}",
+        ]
+    )
+    run([cmake, "--build", str(BUILD), "--target", "_cuda", "--parallel", "2"])
+    (module,) = BUILD.glob("_cuda*.so")
+    return module
+
+
+def package(target: Path) -> Path:
+    """What PYTHONPATH needs for a sigmoid_ce with that module, and the installed one of the CPU."""
+    folder = target / "sigmoid_ce"
+    shutil.copytree(
+        ROOT / "python" / "sigmoid_ce", folder, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    (cpu,) = Path(sce.cpu.__file__).parent.glob("_cpu*.so")
+    for module in (cpu, build_module()):
+        shutil.copy(module, folder)
+    return target
