@@ -8,9 +8,10 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 PYTHON_FILES := python tests bench examples tools caffe/pythonpath
 # Not caffe/, which is in Caffe's style: tests run Caffe's own lint on it.
-CPP_FILES = $(shell find cpp python/bindings tests/native tests/fuzz bench examples/cpp \( -name "*.cpp" -o -name "*.h" \) 2>/dev/null)
+CPP_FILES = $(shell find cpp cuda python/bindings tests/native tests/fuzz bench examples/cpp \
+  \( -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh" \) 2>/dev/null)
 # Folders too: their time changes when a file is removed. But not bench, which is a target.
-PACKAGE_FILES := $(filter-out bench,$(shell find cpp cmake python bench caffe -name __pycache__ -prune -o -name '*.sw?' -o -print))
+PACKAGE_FILES := $(filter-out bench,$(shell find cpp cuda cmake python bench caffe -name __pycache__ -prune -o -name '*.sw?' -o -print))
 
 # Extra arguments: make test ARGS="-k accuracy", make bench ARGS=...
 ARGS ?=
@@ -37,10 +38,10 @@ demo: $(VENV)/.demo $(VENV)/.package
 demo-caffe: $(VENV)/.demo-caffe $(VENV)/.package $(VENV)/.caffe
 	$(PY) examples/demo_caffe.py $(ARGS)
 
-test: $(VENV)/.test $(VENV)/.package $(VENV)/.caffe
+test: $(VENV)/.test $(VENV)/.package-cuda $(VENV)/.caffe
 	$(PY) -m pytest $(ARGS)
 
-test-long: $(VENV)/.test $(VENV)/.package $(VENV)/.caffe $(VENV)/.cross
+test-long: $(VENV)/.test $(VENV)/.package-cuda $(VENV)/.caffe $(VENV)/.cross
 	$(PY) -m pytest -m long $(ARGS)
 
 bench: $(VENV)/.bench $(VENV)/.package
@@ -76,6 +77,16 @@ $(VENV)/.build $(VENV)/.demo $(VENV)/.demo-caffe $(VENV)/.test $(VENV)/.bench $(
 	$(PY) -m pip install --quiet --group $*
 	@touch $@
 
-$(VENV)/.package: $(VENV)/.build CMakeLists.txt README.md $(PACKAGE_FILES)
-	$(PY) -m pip install --quiet --no-build-isolation -C build-dir='build/{wheel_tag}' .
+INSTALL := -m pip install --quiet --no-build-isolation -C build-dir='build/{wheel_tag}'
+NEEDED_BY_PACKAGE := $(VENV)/.build CMakeLists.txt README.md $(PACKAGE_FILES)
+
+# With the CUDA kernels, where nvcc is found: a minute.
+$(VENV)/.package-cuda: $(NEEDED_BY_PACKAGE)
+	$(PY) $(INSTALL) -C cmake.define.SIGMOID_CE_CUDA=AUTO .
+	@touch $@ $(VENV)/.package
+
+# Without them, for those who need not wait; but never in the place of a package that has them.
+$(VENV)/.package: $(NEEDED_BY_PACKAGE)
+	if [ -e $@-cuda ]; then cuda=AUTO; else cuda=OFF; fi; $(PY) $(INSTALL) -C cmake.define.SIGMOID_CE_CUDA=$$cuda .
+	@if [ -e $@-cuda ]; then touch $@-cuda; fi
 	@touch $@

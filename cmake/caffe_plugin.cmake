@@ -2,6 +2,7 @@
 #
 #   cmake -S . -B build -DSIGMOID_CE_CAFFE_LIBRARY=<libcaffe.so>
 #         "-DSIGMOID_CE_CAFFE_INCLUDE_DIRS=<caffe>/include;<folder of caffe/proto/caffe.pb.h>"
+#   (and the folders of cuBLAS and cuRAND, where Caffe has GPU code and they are not in the toolkit's own)
 #   cmake --build build --target sigmoid_ce_caffe_plugin
 foreach(header caffe/layer_factory.hpp caffe/proto/caffe.pb.h)
   unset(found CACHE)
@@ -30,7 +31,25 @@ target_include_directories(sigmoid_ce_caffe_plugin PRIVATE caffe/include)
 target_include_directories(sigmoid_ce_caffe_plugin SYSTEM PRIVATE ${SIGMOID_CE_CAFFE_INCLUDE_DIRS})
 # The kernels' namespace is renamed: not to be mixed up with those of a Caffe that has them in its tree.
 target_compile_definitions(sigmoid_ce_caffe_plugin PRIVATE sigmoid_ce=sigmoid_ce_plugin)
-if(NOT symbols MATCHES "_ZN5caffe16caffe_gpu_memcpyEmPKvPv")
+if(symbols MATCHES "_ZN5caffe16caffe_gpu_memcpyEmPKvPv")
+  # It has GPU code. CMAKE_CUDA_ARCHITECTURES says for which GPUs, CUDACXX which nvcc.
+  if(NOT CMAKE_CUDA_COMPILER)
+    include(CheckLanguage)
+    check_language(CUDA)
+    if(NOT CMAKE_CUDA_COMPILER)
+      message(FATAL_ERROR "SIGMOID_CE_CAFFE_LIBRARY: '${SIGMOID_CE_CAFFE_LIBRARY}' has GPU code, for which the plugin "
+        "needs CUDA's compiler; put nvcc on the PATH, or name it in CUDACXX")
+    endif()
+    enable_language(CUDA)
+  endif()
+  find_package(CUDAToolkit REQUIRED)
+  target_sources(sigmoid_ce_caffe_plugin PRIVATE caffe/src/caffe/util/sigmoid_ce_cuda.cu)
+  set_target_properties(sigmoid_ce_caffe_plugin PROPERTIES
+    CUDA_STANDARD 14 CUDA_STANDARD_REQUIRED ON CUDA_VISIBILITY_PRESET default)
+  # The runtime's functions stay inside: others of that name are the host's.
+  target_link_libraries(sigmoid_ce_caffe_plugin PRIVATE CUDA::cudart_static)
+  target_link_options(sigmoid_ce_caffe_plugin PRIVATE "LINKER:--exclude-libs,libcudart_static.a")
+else()
   target_compile_definitions(sigmoid_ce_caffe_plugin PRIVATE CPU_ONLY)
 endif()
 target_link_libraries(sigmoid_ce_caffe_plugin PRIVATE

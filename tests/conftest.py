@@ -37,9 +37,13 @@ def native_tests() -> Path:
         missing("cmake")
     assert cmake is not None
     # Another build of them, with instrumentation, where test_coverage.py says so.
-    build = Path(os.environ.get("SIGMOID_CE_NATIVE_TESTS") or ROOT / "build" / "native-tests")
+    other = os.environ.get("SIGMOID_CE_NATIVE_TESTS")
+    build = Path(other or ROOT / "build" / "native-tests")
+    options = ["-DSIGMOID_CE_BUILD_TESTS=ON"]
+    if not other:
+        options.append("-DSIGMOID_CE_CUDA=EMULATED")
     for command in (
-        [cmake, "-S", str(ROOT), "-B", str(build), "-DSIGMOID_CE_BUILD_TESTS=ON"],
+        [cmake, "-S", str(ROOT), "-B", str(build), *options],
         [cmake, "--build", str(build), "--parallel", "2"],
     ):
         done = subprocess.run(command, capture_output=True, text=True)

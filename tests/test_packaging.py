@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.parser
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+import cuda_code
 import sigmoid_ce as sce
 from conftest import ROOT, missing, tool
 
@@ -104,7 +106,9 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
     )
     if reached.returncode != 0:
         missing("a package index")
-    run([sys.executable, "-m", "build", "--outdir", folder, ROOT], cwd=folder)
+    # The kernels for the GPU are for `make test`, which builds them once.
+    off = "-Ccmake.define.SIGMOID_CE_CUDA=OFF"
+    run([sys.executable, "-m", "build", off, "--outdir", folder, ROOT], cwd=folder)
     (sdist,) = folder.glob("*.tar.gz")
     (wheel,) = folder.glob("*.whl")
     return Packages(sdist, wheel)
@@ -136,6 +140,7 @@ def test_sdist_has_what_a_build_and_its_tests_need(unpacked: Path, tmp_path: Pat
         "README.md",
         "CHANGELOG.md",
         "cmake/sigmoid_ce-config.cmake.in",
+        "cuda/kernels.cuh",
         "examples/cpp/main.cpp",
         "python/sigmoid_ce/py.typed",
         "tests/smoke.py",
@@ -151,7 +156,12 @@ def test_sdist_has_what_a_build_and_its_tests_need(unpacked: Path, tmp_path: Pat
     if cmake is None:
         missing("cmake")
     assert cmake is not None
-    run([cmake, "-S", unpacked, "-B", tmp_path / "build", "-DSIGMOID_CE_BUILD_TESTS=ON"])
+    for cuda in (
+        "OFF",
+        "EMULATED",
+    ):  # the latter has the sources of the kernels without a compiler for them
+        options = ["-DSIGMOID_CE_BUILD_TESTS=ON", f"-DSIGMOID_CE_CUDA={cuda}"]
+        run([cmake, "-S", unpacked, "-B", tmp_path / cuda, *options])
 
 
 def test_sdist_is_what_git_tracks(unpacked: Path) -> None:
@@ -376,6 +386,7 @@ def test_as_a_part_of_a_project_it_changes_nothing_there(tmp_path: Path) -> None
     assert "features cxx_std_14" in said  # so that a C++11 consumer is compiled as C++14
     cache = cache_values(build)
     assert cache["CMAKE_BUILD_TYPE"] == ""
+    assert cache["SIGMOID_CE_CUDA"] == "OFF"
     assert cache["SIGMOID_CE_INSTALL"] == "OFF"
     assert cache["SIGMOID_CE_PYTHON"] == "OFF"
     assert cache["SIGMOID_CE_BUILD_TESTS"] == "OFF"
@@ -394,35 +405,156 @@ def test_add_subdirectory(tmp_path: Path) -> None:
     assert f"sigmoid_ce {header_version()}" in said
 
 
-@pytest.mark.parametrize("value", ["OFF", "AUTO", None])
-def test_cuda_option_builds_the_cpu(value: str | None, tmp_path: Path) -> None:
-    option = [] if value is None else [f"-DSIGMOID_CE_CUDA={value}"]
-    said = run([cmake_program(), "-S", ROOT, "-B", tmp_path, *option])
-    lines = [line for line in said.splitlines() if "CUDA" in line]
-    if value == "OFF":
-        assert lines == []
-    else:
-        (line,) = lines
-        assert "SIGMOID_CE_CUDA=AUTO" in line
-        assert "no CUDA kernels" in line
-    assert cache_values(tmp_path)["SIGMOID_CE_CUDA"] == (value or "AUTO")
+# ---- The CUDA part ----
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [("ON", "no CUDA kernels"), ("yes", "expected AUTO, ON or OFF"), ("", "expected AUTO")],
-)
-def test_cuda_option_refuses(value: str, expected: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [cmake_program(), "-S", ROOT, "-B", tmp_path, f"-DSIGMOID_CE_CUDA={value}"],
+# As CMake sees a machine without a compiler for CUDA, whatever this one has.
+NO_NVCC = {**os.environ, "CUDACXX": "/nonexistent/nvcc"}
+
+
+def configure(folder: Path, *options: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [cmake_program(), "-S", str(ROOT), "-B", str(folder), *options],
         capture_output=True,
         text=True,
         check=False,
+        **settings,
     )
+
+
+@pytest.mark.parametrize("value", ["OFF", "AUTO", None])
+def test_without_nvcc_the_cpu_is_built(value: str | None, tmp_path: Path) -> None:
+    option = [] if value is None else [f"-DSIGMOID_CE_CUDA={value}"]
+    done = configure(tmp_path / "build", *option, env=NO_NVCC)
+    assert done.returncode == 0, done.stderr
+    assert ("no CUDA compiler found" in done.stdout) == (value != "OFF")
+    assert "CUDA kernels for" not in done.stdout
+    cache = cache_values(tmp_path / "build")
+    assert cache["SIGMOID_CE_CUDA"] == (value or "AUTO")
+
+
+def test_cuda_on_needs_nvcc(tmp_path: Path) -> None:
+    done = configure(tmp_path / "build", "-DSIGMOID_CE_CUDA=ON", env=NO_NVCC)
     assert done.returncode != 0
     said = " ".join(done.stderr.split())  # CMake wraps its messages
+    assert "SIGMOID_CE_CUDA=ON" in said
+    assert "nvcc" in said
+
+
+@pytest.mark.parametrize("value", ["yes", ""])
+def test_cuda_option_refuses(value: str, tmp_path: Path) -> None:
+    done = configure(tmp_path, f"-DSIGMOID_CE_CUDA={value}")
+    assert done.returncode != 0
+    said = " ".join(done.stderr.split())
     assert "SIGMOID_CE_CUDA" in said
-    assert expected in said
+    assert "expected AUTO, ON or OFF" in said
+
+
+def test_nvcc_that_comes_later_is_found(tmp_path: Path) -> None:
+    """A build folder that knew no compiler takes the one that is there now."""
+    cuda_code.nvcc()
+    done = configure(tmp_path / "build", env=NO_NVCC)
+    assert "no CUDA compiler found" in done.stdout, done.stdout + done.stderr
+    done = configure(tmp_path / "build")
+    assert done.returncode == 0, done.stderr
+    assert "CUDA kernels for" in done.stdout
+
+
+CONSUMER = """
+find_package(sigmoid_ce CONFIG REQUIRED COMPONENTS cuda)
+add_executable(consumer main.cpp)
+target_link_libraries(consumer PRIVATE sigmoid_ce::cuda)
+"""
+CONSUMER_SOURCE = """
+#include <cstdio>
+
+#include "sigmoid_ce/cuda.h"
+
+int main() {
+  int count = 0;
+  const sigmoid_ce::Status status = sigmoid_ce::cuda::device_count(&count);
+  std::printf("%d devices, code %d: %s\\n", count, static_cast<int>(status.code), status.message);
+  // Every operation is linked; without a device none starts.
+  const sigmoid_ce::Inputs inputs;
+  const sigmoid_ce::cuda::Options options;
+  const sigmoid_ce::cuda::Results results;
+  const sigmoid_ce::MutableArray none;
+  const bool ok[] = {
+      sigmoid_ce::cuda::forward(inputs, options, results, nullptr, nullptr).ok(),
+      sigmoid_ce::cuda::elementwise(inputs, options, none, nullptr).ok(),
+      sigmoid_ce::cuda::backward(inputs, options, none, nullptr, nullptr).ok(),
+      sigmoid_ce::cuda::forward_backward(inputs, options, results, none, nullptr, nullptr).ok()};
+  return count == 0 && (ok[0] || ok[1] || ok[2] || ok[3]);
+}
+"""
+
+
+def test_find_package_with_cuda(tmp_path: Path) -> None:
+    """A project in C++ alone links the kernels, and runs without a driver."""
+    said = check_cuda_consumer(cuda_code.build_folder(), tmp_path)
+    print(said)
+    none = (
+        "no driver for GPUs on this machine|no GPU that CUDA can use|the driver of the GPU is too"
+    )
+    assert re.match(rf"0 devices, code \d+: ({none})|[1-9]\d* devices, code 0: ", said)
+
+
+def check_cuda_consumer(library: Path, folder: Path, *options: str) -> str:
+    """What a project prints that finds the library, which is installed from a build and moved."""
+    cmake = cmake_program()
+    run([cmake, "--install", library, "--component", "cpp", "--prefix", folder / "first"])
+    (folder / "first").rename(folder / "moved")
+    found = files_below(folder / "moved")
+    libraries = {PurePosixPath(name).name for name in found if name.endswith(".a")}
+    assert libraries == {"libsigmoid_ce.a", "libsigmoid_ce_cuda.a"}
+    for file in (folder / "moved").rglob("*.cmake"):
+        assert str(ROOT) not in file.read_text(), file
+
+    source = write_project(folder / "source", CONSUMER)
+    (source / "main.cpp").write_text(CONSUMER_SOURCE)
+    build = folder / "build"
+    prefix = f"-DCMAKE_PREFIX_PATH={folder / 'moved'}"
+    run([cmake, "-S", source, "-B", build, prefix, *options])
+    run([cmake, "--build", build])
+    if ldd := shutil.which("ldd"):
+        linked = run([ldd, build / "consumer"])
+        assert "libcuda" not in linked  # neither the runtime nor the driver
+    return run([build / "consumer"])
+
+
+def test_package_says_that_it_has_no_cuda(prefix: Path, tmp_path: Path) -> None:
+    source = write_project(
+        tmp_path / "source",
+        "find_package(sigmoid_ce CONFIG REQUIRED)\n"
+        "find_package(sigmoid_ce CONFIG QUIET COMPONENTS cuda)\n"
+        'message(STATUS "with cuda: ${sigmoid_ce_FOUND}")\n',
+    )
+    build = tmp_path / "build"
+    said = run([cmake_program(), "-S", source, "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}"])
+    assert "with cuda: FALSE" in said or "with cuda: 0" in said
+
+
+def test_module_imports_without_a_gpu() -> None:
+    """The CUDA runtime is linked into the module, and asks for a driver only when it is used."""
+    spec = importlib.util.find_spec("sigmoid_ce._cuda")
+    if spec is None or spec.origin is None:
+        pytest.skip("this package was built without CUDA")
+    assert spec is not None
+    need("auditwheel")
+    from elftools.elf.dynamic import DynamicSection
+    from elftools.elf.elffile import ELFFile
+
+    with Path(str(spec.origin)).open("rb") as file:
+        dynamic = ELFFile(file).get_section_by_name(".dynamic")
+        assert isinstance(dynamic, DynamicSection)
+        needed = {tag.needed for tag in dynamic.iter_tags("DT_NEEDED")}
+    # Of glibc since 2.34; before, libraries of their own.
+    old = {"libdl.so.2", "librt.so.1"}
+    assert {n for n in needed if not LOADER.fullmatch(n)} <= SYSTEM_LIBRARIES | old
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", "import sigmoid_ce._cuda"]
+    done = subprocess.run(command, env=hidden, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(("language", "name"), [("cpp", "main.cpp"), ("cmake", "CMakeLists.txt")])
