@@ -1,12 +1,13 @@
 """Writes the kernels as the few files that go into a Caffe source tree.
 
     python tools/make_overlay.py            rewrite them in caffe/
-    python tools/make_overlay.py --check    exit status 1 where they are not what cpp/ gives
+    python tools/make_overlay.py --check    exit status 1 where they are not up to date
 
 A Caffe tree finds sources by pattern and passes one set of flags to all, with its own include
-folders only. So the public headers become one header, and the sources one file for the API and one
-per instruction set (a file of its own, since each opens a target region), with the internal headers
-pasted in. clang-format breaks the lines at Caffe's 80 columns.
+folders only. So the public headers become one header, and the sources one file for the API, one
+per instruction set (a file of its own, since each opens a target region) and one for CUDA, which
+CPU_ONLY trees leave aside, with the internal headers pasted in. clang-format breaks the lines at
+Caffe's 80 columns.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "cpp"
+CUDA = ROOT / "cuda"
 PUBLIC = SOURCES / "include"
 OVERLAY = ROOT / "caffe"
 
 HEADER = "include/caffe/util/sigmoid_ce.hpp"
-HEADER_PARTS = ["version", "status", "options", "partial", "cpu"]
+HEADER_PARTS = ["version", "status", "options", "partial", "cpu", "cuda"]
+# Below cpp/ and cuda/.
 FILES = {
     "src/caffe/util/sigmoid_ce.cpp": [
         "math/partial.cpp",
@@ -38,7 +41,17 @@ FILES = {
     "src/caffe/util/sigmoid_ce_avx2.cpp": ["cpu/kernel_avx2.cpp"],
     "src/caffe/util/sigmoid_ce_avx512.cpp": ["cpu/kernel_avx512.cpp"],
     "src/caffe/util/sigmoid_ce_neon.cpp": ["cpu/kernel_neon.cpp"],
+    "src/caffe/util/sigmoid_ce_cuda.cu": [
+        "kernels_float32.cu",
+        "kernels_float64.cu",
+        "kernels_valid.cu",
+        "plan.cpp",
+        "launch.cu",
+        "api.cpp",
+    ],
 }
+# A Caffe layer has one type for everything: a quarter of the kernels.
+CUDA_MACRO = "SIGMOID_CE_TARGETS_OF_SCORES_ONLY"
 
 STYLE = "{BasedOnStyle: Google, SortIncludes: Never, DerivePointerAlignment: false}"  # 80 columns
 
@@ -50,10 +63,17 @@ _LINT = [
     (re.compile(r"#include <\w+\.h>"), "build/include_order"),
 ]
 
-# A constant of a header is in no file's way; pasted in, Clang asks who uses it.
+# A constant or function of a header is in no file's way; pasted in, compilers ask who uses it.
 _QUIET = [
     "#if defined(__clang__)",
     '#pragma clang diagnostic ignored "-Wunused-const-variable"',
+    "#endif",
+]
+_QUIET_CUDA = [
+    "#if defined(__NVCC_DIAG_PRAGMA_SUPPORT__)",
+    "#pragma nv_diag_suppress 177",
+    "#elif defined(__CUDACC__)",
+    "#pragma diag_suppress 177",
     "#endif",
 ]
 
@@ -76,17 +96,18 @@ class Paste:
             return
         self._seen.add(path)
         text = path.read_text()
-        guard = re.search(r"^#ifndef (SIGMOID_CE_\w+_H_)\n#define \1\n", text, re.MULTILINE)
+        guard = re.search(r"^#ifndef (SIGMOID_CE_\w+_C?U?H_)\n#define \1\n", text, re.MULTILINE)
         if guard:
             text = text.replace(guard[0], "").replace(f"#endif  // {guard[1]}\n", "")
         conditions = 0
         for line in text.splitlines():
             conditions += line.startswith("#if") - line.startswith("#endif")
             include = _INCLUDE.match(line)
+            source = None if include is None else _source(include["name"])
             if include is None:
                 self.lines.append(line)
-            elif (SOURCES / include["name"]).exists():
-                self.add(SOURCES / include["name"])
+            elif source is not None:
+                self.add(source)
             elif (PUBLIC / include["name"]).exists():
                 continue
             elif conditions or include["name"] in _INTRINSICS:
@@ -100,6 +121,12 @@ class Paste:
         """C headers, then those of C++."""
         in_order = sorted(self.system, key=lambda name: (not name.endswith(".h"), name))
         return [f"#include <{name}>" for name in in_order]
+
+
+def _source(name: str) -> Path | None:
+    """A file of cpp/ or cuda/ by the name that it is included by."""
+    paths = [folder / name for folder in (SOURCES, CUDA)]
+    return next((path for path in paths if path.exists()), None)
 
 
 def texts() -> dict[str, str]:
@@ -124,9 +151,14 @@ def texts() -> dict[str, str]:
     for path, parts in FILES.items():
         source = Paste()
         for part in parts:
-            source.add(SOURCES / part)
+            found = _source(part)
+            assert found, part
+            source.add(found)
         include = '#include "caffe/util/sigmoid_ce.hpp"'
-        body = [*source.includes(), "", include, "", *_QUIET, "", *source.lines]
+        cuda = path.endswith(".cu")
+        define = [f"#define {CUDA_MACRO}", ""] if cuda else []
+        quiet = [*_QUIET, *_QUIET_CUDA] if cuda else _QUIET
+        body = [*define, *source.includes(), "", include, "", *quiet, "", *source.lines]
         result[path] = _formatted([*banner, *body])
     return result
 

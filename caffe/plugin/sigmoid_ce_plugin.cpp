@@ -8,6 +8,14 @@
 //       plugin/sigmoid_ce_plugin.cpp src/caffe/util/sigmoid_ce*.cpp
 //       -o plugin.so -L<caffe>/lib -lcaffe -lglog
 //
+// For a Caffe with GPU code there is one more file, which only nvcc compiles, and
+// the runtime that it wants, whose functions must stay inside:
+//
+//   nvcc -std=c++14 -O2 -Xcompiler -fPIC -Dsigmoid_ce=sigmoid_ce_plugin -Iinclude
+//       -c src/caffe/util/sigmoid_ce_cuda.cu
+//   g++ ... sigmoid_ce_cuda.o -I<cuda>/include -L<cuda>/lib64 -lcudart_static
+//       -Wl,--exclude-libs,libcudart_static.a -lpthread -lrt -ldl
+//
 // -Dsigmoid_ce renames the kernels' namespace, so that they are not mixed up with
 // those of a Caffe that has the layer in its tree, of another version perhaps.
 //

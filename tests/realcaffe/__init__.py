@@ -4,7 +4,8 @@
     with_overlay(folder)        the same with an overlay's files, in seconds
     build(tree, overlay)        a whole build, for what is marked long
     gtest_program(build, tests)  C++ tests linked with a build
-    gtest_alone(tree, overlay)   C++ tests with the few sources that the layer needs
+    gtest_alone(tree, overlay)   C++ tests with the few sources that the layer needs, on the CPU or
+                                 on an emulated GPU
     bvlc_source(), fork_source()  the trees, not to be written to; copy_tree() makes one's own
 
 Missing is raised where the machine lacks something (a test skips, or fails where CI=true), and
@@ -13,11 +14,14 @@ BuildError where a command fails. `python -m tests.realcaffe` does the same by h
 
 from .builds import (
     CPU_TESTS,
+    CUDA_LIBRARIES,
+    GPU_TESTS,
     LAYER,
     LAYER_TEST,
     CaffeBuild,
     build,
     copy_tree,
+    generated_headers,
     gtest_alone,
     gtest_program,
     layer_test,
@@ -30,6 +34,8 @@ from .fetch import bvlc_source, fork_source
 
 __all__ = [
     "CPU_TESTS",
+    "CUDA_LIBRARIES",
+    "GPU_TESTS",
     "LAYER",
     "LAYER_TEST",
     "BuildError",
@@ -40,6 +46,7 @@ __all__ = [
     "cache_root",
     "copy_tree",
     "fork_source",
+    "generated_headers",
     "gtest_alone",
     "gtest_program",
     "layer_test",

@@ -19,6 +19,7 @@ from . import (
     stock,
     with_overlay,
 )
+from .cuda import prepare
 
 USAGE = """\
 python -m tests.realcaffe COMMAND
@@ -28,6 +29,8 @@ python -m tests.realcaffe COMMAND
   stock            build BVLC Caffe 1.0
   overlay FOLDER   link an overlay's files into it; runs its test of the layer
   fork [FOLDER]    the older fork's test of the layer, with an overlay if given
+  cuda FOLDER      build BVLC Caffe with GPU code and our layer, and fill the folder with what a
+                   machine with a GPU needs to run it: sh FOLDER/run.sh
 
 To use a build:  export PYTHONPATH=... PATH=...  as printed.
 """
@@ -56,6 +59,8 @@ def main(command: str = "", folder: str = "", *more: str) -> int:
     elif command == "fork":
         program = gtest_alone(fork_source(), overlay)
         print(f"program  {program}\nlayer    {run_tests(program)} tests passed")
+    elif command == "cuda" and folder:
+        print(prepare(Path(folder), Path(__file__).resolve().parents[2] / "caffe"))
     else:
         print(USAGE)
         return 2

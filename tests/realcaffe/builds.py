@@ -40,8 +40,9 @@ from .fetch import bvlc_source
 
 LAYER = "sigmoid_cross_entropy_loss_layer"
 LAYER_TEST = f"src/caffe/test/test_{LAYER}.cpp"
-# The bundled gtest knows no [01]: float and double on the CPU.
+# The bundled gtest knows no [01]: float and double on the CPU, and the same on the GPU.
 CPU_TESTS = "*/0.*:*/1.*"
+GPU_TESTS = "*/2.*:*/3.*"
 # What the layer and its test need of src/caffe.
 SOURCES_OF_LAYER = (
     "blob.cpp",
@@ -55,6 +56,13 @@ SOURCES_OF_LAYER = (
     f"layers/{LAYER}.cpp",
     "test/test_caffe_main.cpp",
 )
+# Of these, what our layer does not need: their CUDA sources would be needed too.
+SOURCES_OF_BUILT_IN = ("layers/neuron_layer.cpp", "layers/sigmoid_layer.cpp")
+REPOSITORY = Path(__file__).resolve().parents[2]
+# A GPU made of the CPU, what Caffe asks of it beyond that, and of CUDA's libraries; see the files.
+EMULATION = REPOSITORY / "tests/native/emulation"
+CAFFES_EMULATION = REPOSITORY / "tests/native/caffe/emulation"
+CUDA_LIBRARIES = REPOSITORY / "tests/native/caffe/cuda_libraries"
 # What test programs use of Caffe's own libraries.
 LIBRARIES = (
     "glog",
@@ -509,7 +517,7 @@ class _Overlay:
         return (self.folder / "include", self.folder / "src")
 
 
-def _overlay(folder: Path) -> _Overlay:
+def _overlay(folder: Path, *, cuda: bool = False) -> _Overlay:
     files = _overlay_files(folder)
     if any(f.suffix == ".proto" for f in files):
         raise ValueError(f"{folder} has a .proto file, on which all of Caffe depends: use build()")
@@ -523,7 +531,9 @@ def _overlay(folder: Path) -> _Overlay:
         tuple(
             f
             for f in files
-            if f.suffix == ".cpp" and f.is_relative_to(inside) and not f.is_relative_to(tests)
+            if f.suffix in ((".cpp", ".cu") if cuda else (".cpp",))
+            and f.is_relative_to(inside)
+            and not f.is_relative_to(tests)
         ),
     )
 
@@ -740,39 +750,62 @@ def gtest_alone(
     sources: Sequence[str] = (),
     cxx: str | None = None,
     flags: Sequence[str] = (),
+    emulated_gpu: bool = False,
 ) -> Path:
     """A gtest program of test files and of the few sources of a tree that the layer needs.
 
     Without a whole build of the tree: no Net, no Solver, and a registry with few types. `tests` is
     the layer's own test file unless given; `sources` adds some of the tree, as paths below
     src/caffe. An overlay's files replace or join those of the tree, as in with_overlay().
-    `cxx` and `flags` compile the overlay's files and the tests.
+    `cxx` and `flags` compile the overlay's files and the tests. With `emulated_gpu` the program has
+    Caffe's GPU code, not CPU_ONLY, and the overlay's .cu files, which the C++ compiler takes for a
+    GPU that is emulated on the CPU.
     """
-    check_machine()
     tree = tree.absolute()
-    make = functools.partial(_generate_proto, tree)
-    root = entry(f"alone-{digest(RECIPE, _digest_of_tree(tree), _machine())}", make)
-    generated = root / "include"
+    generated = generated_headers(tree)
+    root = generated.parent
     # The generated folder first: a fork may carry a caffe.pb.h of another protobuf.
-    folders = (generated, tree / "include", tree / "src")
-    options = ("-O2", "-fPIC", "-DNDEBUG", "-DCPU_ONLY", "-DGTEST_USE_OWN_TR1_TUPLE", "-w")
+    folders = [generated, tree / "include", tree / "src"]
+    mode: tuple[str, ...] = ("-DCPU_ONLY",)
+    contents = ""
+    if emulated_gpu:
+        mode = ()
+        stand_ins = [EMULATION, CAFFES_EMULATION, CUDA_LIBRARIES]
+        folders += stand_ins
+        read = [path for folder in stand_ins for path in _files(folder) if path.suffix == ".h"]
+        contents = digest_of_files(REPOSITORY, read)
+    options = ("-O2", "-fPIC", "-DNDEBUG", *mode, "-DGTEST_USE_OWN_TR1_TUPLE", "-w", "-xc++")
     command = (compiler(), *options, *(f"-I{folder}" for folder in folders))
     if overlay is not None:
         overlay = overlay.absolute()
-    parts = _Overlay(tree, (), ()) if overlay is None else _overlay(overlay)
-    inputs = digest_of_files(parts.folder, parts.headers)
+    parts = _Overlay(tree, (), ()) if overlay is None else _overlay(overlay, cuda=emulated_gpu)
+    inputs = contents + digest_of_files(parts.folder, parts.headers)
     own = (cxx or command[0], *(word for word in command[1:] if word != "-w"), "-Wall", *flags)
+    # For nvcc's #pragma unroll.
+    own = (*own, "-Wno-unknown-pragmas")
     if overlay is not None:
         own = _with_includes(own, parts.includes)
 
-    stock_sources = [tree / "src/caffe" / name for name in (*SOURCES_OF_LAYER, *sources)]
+    names = [*SOURCES_OF_LAYER, *sources]
+    if emulated_gpu:
+        names = [name for name in names if name not in SOURCES_OF_BUILT_IN]
+    stock_sources = [tree / "src/caffe" / name for name in names]
     stock_sources += [tree / "src/gtest/gtest-all.cpp", generated / "caffe/proto/caffe.pb.cc"]
     overlaid = {tree / source.relative_to(parts.folder) for source in parts.sources}
-    stock_units = [_Unit(command, s) for s in stock_sources if s.exists() and s not in overlaid]
+    stock_units = [
+        _Unit(command, s, contents) for s in stock_sources if s.exists() and s not in overlaid
+    ]
     if not tests:
         places = [p for p in (overlay, tree) if p is not None and (p / LAYER_TEST).exists()]
         tests = [places[0] / LAYER_TEST]
     own_units = [_Unit(own, source, inputs, overlay) for source in (*parts.sources, *tests)]
+    if emulated_gpu:
+        folders_of_ours = [REPOSITORY / name for name in ("cpp/include", "cpp", "cuda")]
+        emulation = (*command, *(f"-I{folder}" for folder in folders_of_ours))
+        read = [path for folder in folders_of_ours for path in _files(folder)]
+        with_ours = contents + digest_of_files(REPOSITORY, read)
+        stock_units.append(_Unit(emulation, EMULATION / "emulation.cpp", with_ours))
+        stock_units.append(_Unit(command, CAFFES_EMULATION / "caffe_gpu.cpp", contents))
 
     with lock(root.name):
         objects = _compile(root / "objects", stock_units, root / "logs")
@@ -786,6 +819,14 @@ def gtest_alone(
                 kept.append(compiled)
         objects = kept + _compile(root / "objects", own_units, root / "logs")
         return _link_program(root / "tests", [command[0]], objects, ["-lopenblas"])
+
+
+def generated_headers(tree: Path) -> Path:
+    """A folder for -I with the caffe/proto/caffe.pb.h of a tree."""
+    check_machine()
+    tree = tree.absolute()
+    make = functools.partial(_generate_proto, tree)
+    return entry(f"alone-{digest(RECIPE, _digest_of_tree(tree), _machine())}", make) / "include"
 
 
 def _read_by(compiled: Path) -> set[str]:
@@ -808,7 +849,13 @@ def _generate_proto(tree: Path, root: Path) -> None:
     execute(protoc, root / "log")
 
 
-def run_tests(program: Path, which: str = CPU_TESTS, *, timeout: float = 600) -> int:
+def run_tests(
+    program: Path,
+    which: str = CPU_TESTS,
+    *,
+    timeout: float = 600,
+    env: Mapping[str, str] | None = None,
+) -> int:
     """Runs a gtest program and returns how many of its tests passed, at least one.
 
     BuildError, with the end of the output, when a test fails or `which` chooses none.
@@ -818,7 +865,7 @@ def run_tests(program: Path, which: str = CPU_TESTS, *, timeout: float = 600) ->
         capture_output=True,
         text=True,
         timeout=timeout,
-        env={**os.environ, "GLOG_logtostderr": "1"},
+        env={**(os.environ if env is None else env), "GLOG_logtostderr": "1"},
     )
     passed = re.search(r"^\[  PASSED  \] (\d+) test", done.stdout, re.MULTILINE)
     if done.returncode != 0 or passed is None or int(passed[1]) == 0:

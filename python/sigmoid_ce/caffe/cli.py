@@ -145,6 +145,20 @@ def pythonpath(json_out: str | None) -> None:
     metavar="FLAG",
     help="One more for the compiler, such as --flag=-std=c++17.",
 )
+@click.option(
+    "--nvcc",
+    metavar="NVCC",
+    help="CUDA's compiler, for a Caffe with GPU code; default: NVCC, else bin/nvcc in CUDA_HOME, "
+    "else nvcc on the PATH.",
+)
+@click.option(
+    "--arch",
+    "architectures",
+    multiple=True,
+    metavar="NUMBER",
+    help="A GPU architecture to compile for, such as 90; give it once for each. Default: this "
+    "machine's, else nvcc's own default, which drivers compile for newer ones.",
+)
 @json_option
 def plugin(
     include: tuple[Path, ...],
@@ -153,6 +167,8 @@ def plugin(
     cpu_only: bool | None,
     compiler: str | None,
     flags: tuple[str, ...],
+    nvcc: str | None,
+    architectures: tuple[str, ...],
     json_out: str | None,
 ) -> None:
     """Build the layer as a plugin for a Caffe that is built already.
@@ -177,6 +193,8 @@ def plugin(
             cpu_only=cpu_only,
             compiler=compiler,
             flags=flags,
+            nvcc=nvcc,
+            architectures=architectures,
         )
         lines = [
             f"plugin  {made.path}",

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import importlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -43,25 +44,34 @@ def build_plugin(
     cpu_only: bool | None = None,
     compiler: str | None = None,
     flags: Sequence[str] = (),
+    nvcc: str | None = None,
+    architectures: Sequence[str] = (),
 ) -> Plugin:
     """Compiles the layer for the Caffe of `library` into the shared library `output`.
 
-    Takes half a minute. The result is loaded in a process of its own before it gets its name.
+    Takes half a minute. The result is loaded in a process of its own before it gets its name. For a
+    Caffe with GPU code the plugin has CUDA kernels, and a CUDA runtime of its own, linked in.
 
     Parameters
     ----------
-    include : folders for #include: of Caffe, of the generated caffe/proto/caffe.pb.h,
-        and of CUDA where Caffe has GPU code; in that order of priority
+    include : folders for #include: of Caffe and of the generated caffe/proto/caffe.pb.h, in
+        that order of priority; where Caffe has GPU code and nvcc's own folder lacks them, those of
+        cuBLAS and cuRAND (and cuDNN where Caffe has it) too
     library : libcaffe.so, or the _caffe.so of a pycaffe that has everything in it
     output : the file to write
     cpu_only : whether Caffe was built with CPU_ONLY. None: found out from the library
     compiler : GCC's C++ compiler. None: CXX of the environment, else g++
     flags : more flags for it, such as -std=c++17 where Caffe's headers ask for more than C++14
+    nvcc : CUDA's compiler, where Caffe has GPU code. None: NVCC of the environment, else bin/nvcc
+        in CUDA_HOME, else nvcc on the PATH
+    architectures : of the GPUs to compile for, such as "90"; each as machine code and as what a
+        driver compiles for later ones. Empty: those of this machine's GPUs, or nvcc's default,
+        which drivers compile for any that is newer, where there is none
 
     Raises
     ------
     ValueError
-        For an argument that does not fit, naming it.
+        For an argument that does not fit, naming it; no nvcc where it is needed.
     RuntimeError
         Where compiling or loading fails, with the end of the output.
     """
@@ -79,31 +89,46 @@ def build_plugin(
         raise ValueError(
             f"cpu_only: {library} has {has}, so the plugin needs cpu_only={host_is_cpu_only}"
         )
+    cuda = None if cpu_only else _find_cuda(nvcc, architectures, library)
     output = Path(output).absolute()
     refuse_same(output, "output", {"library": library})
     if not output.parent.is_dir():
         raise ValueError(f"output: {output.parent} is no folder")
-    command = [*_compiler(compiler), "-std=c++14", "-O2", "-fPIC", "-Dsigmoid_ce=sigmoid_ce_plugin"]
+    own = ["-std=c++14", "-O2", "-Dsigmoid_ce=sigmoid_ce_plugin", f"-I{data_folder() / 'include'}"]
+    command = [*_compiler(compiler), *own, "-fPIC"]
     command += [
         *(["-DCPU_ONLY"] if cpu_only else []),
         *flags,
-        f"-I{data_folder() / 'include'}",
         *(f"-I{folder}" for folder in include),
     ]
+    kernels = data_folder() / "src" / "caffe" / "util"
     sources = [data_folder() / "plugin" / "sigmoid_ce_plugin.cpp"]
-    sources += sorted((data_folder() / "src" / "caffe" / "util").glob("sigmoid_ce*.cpp"))
+    sources += sorted(kernels.glob("sigmoid_ce*.cpp"))
+    by_nvcc: list[str] = []
+    libraries: list[str] = []
+    if cuda is not None:
+        command += [f"-I{folder}" for folder in cuda.include]
+        sources += sorted(kernels.glob("sigmoid_ce*.cu"))
+        by_nvcc = [*cuda.command, *own, "-Xcompiler", "-fPIC"]
+        if len(_compiler(compiler)) == 1:
+            by_nvcc += ["-ccbin", *_compiler(compiler)]
+        # The runtime's functions stay inside: others of that name are the host's.
+        libraries = [f"-L{path}" for path in cuda.libraries]
+        libraries += ["-lcudart_static", "-Wl,--exclude-libs,libcudart_static.a"]
+        libraries += ["-lpthread", "-lrt"]
     with tempfile.TemporaryDirectory(prefix=".sigmoid_ce-", dir=output.parent) as folder:
         objects = [Path(folder) / f"{source.stem}.o" for source in sources]
+        compilers = [by_nvcc if source.suffix == ".cu" else command for source in sources]
         _run_all(
             [
-                [*command, "-c", str(source), "-o", str(made)]
-                for source, made in zip(sources, objects, strict=True)
+                [*compile_, "-c", str(source), "-o", str(made)]
+                for compile_, source, made in zip(compilers, sources, objects, strict=True)
             ]
         )
         finished = Path(folder) / output.name
         link = [*_compiler(compiler), "-shared", *map(str, objects), "-o", str(finished)]
         link += [f"-L{library.parent}", f"-l:{library.name}", f"-Wl,-rpath,{library.parent}"]
-        _run_all([[*link, *flags, "-lglog", "-ldl"]])
+        _run_all([[*link, *flags, "-lglog", *libraries, "-ldl"]])
         _try(finished, library)
         finished.replace(output)
     return Plugin(output, cpu_only)
@@ -167,6 +192,50 @@ def _compiler(compiler: str | None) -> list[str]:
     return command
 
 
+class _Cuda(NamedTuple):
+    command: list[str]  # nvcc, and what to compile for
+    include: list[str]
+    libraries: list[str]
+
+
+def _find_cuda(nvcc: str | None, architectures: Sequence[str], library: Path) -> _Cuda:
+    home = os.environ.get("CUDA_HOME")
+    beside = str(Path(home) / "bin" / "nvcc") if home else "nvcc"
+    command = shlex.split(nvcc or os.environ.get("NVCC") or beside)
+    if shutil.which(command[0]) is None:
+        raise ValueError(
+            f"nvcc: {library} has GPU code, for which the plugin needs CUDA's compiler, and "
+            f"{command[0]} is not there; name it by --nvcc, NVCC or CUDA_HOME"
+        )
+    for name in architectures:
+        if re.fullmatch(r"\d+[af]?", name) is None:
+            raise ValueError(f"architectures: expected numbers such as 90, got {name!r}")
+    targets = [f"-gencode=arch=compute_{n},code=[sm_{n},compute_{n}]" for n in architectures]
+    # What it would do, with the toolkit's folders. Those before 11.5 do not know `native`.
+    done = None
+    for asked in [targets] if targets else [["-arch=native"], []]:
+        done = subprocess.run(
+            [*command, *asked, "--dryrun", "-c", "-x", "cu", os.devnull, "-o", os.devnull],
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
+        targets = asked
+        if done.returncode == 0:
+            break
+    assert done is not None
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        fault = next((line for line in lines if "fatal" in line or "error" in line), lines[-1])
+        raise ValueError(f"nvcc: {fault.strip()} ({shlex.join([*command, *targets])})")
+
+    def folders(name: str, flag: str) -> list[str]:
+        found = re.findall(rf"^#\$ {name}=(.*)$", done.stderr, re.MULTILINE)
+        return [path for line in found for path in re.findall(rf'"-{flag}([^"]+)"', line)]
+
+    return _Cuda([*command, *targets], folders("INCLUDES", "I"), folders("LIBRARIES", "L"))
+
+
 def _is_cpu_only(library: Path) -> bool:
     if not library.is_file():
         raise ValueError(f"library: {library} is not there")
@@ -193,14 +262,19 @@ def _run_all(commands: list[list[str]]) -> None:
                 # To a file: nobody reads a pipe while another process is waited for. In a session
                 # of its own, so that what the compiler starts can be ended with it.
                 output: IO[str] = tempfile.TemporaryFile("w+", errors="replace")
-                process = subprocess.Popen(
-                    command,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                    start_new_session=True,
-                )
-                running.append((process, command, output))
+                # A stop between its start and the list would leave it behind.
+                masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+                try:
+                    process = subprocess.Popen(
+                        command,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        text=True,
+                        start_new_session=True,
+                    )
+                    running.append((process, command, output))
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, masked)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 running[0][0].wait(0.1)
             for entry in [entry for entry in running if entry[0].poll() is not None]:

@@ -7,8 +7,10 @@
 #include <vector>
 
 #include "caffe/blob.hpp"
+#include "caffe/common.hpp"
 #include "caffe/layer.hpp"
 #include "caffe/proto/caffe.pb.h"
+#include "caffe/syncedmem.hpp"
 
 #include "caffe/layers/loss_layer.hpp"
 #include "caffe/util/sigmoid_ce.hpp"
@@ -23,8 +25,9 @@ namespace caffe {
  * Without weights p and w this is @f$ \max(x, 0) - x t + \log(1 + e^{-|x|})
  * @f$, the loss of the layer that Caffe has under this name. It is computed as
  * such, so that no score overflows and none loses its tail, and summed exactly;
- * one pass over memory, in as many threads as the process may use
- * (SIGMOID_CE_NUM_THREADS).
+ * one pass over memory, on the CPU in as many threads as the process may use
+ * (SIGMOID_CE_NUM_THREADS). CPU and GPU give the same bits. On the GPU the loss
+ * stays there until someone reads it, and nothing waits for the GPU.
  *
  * @param bottom input Blob vector (length 2 or 3)
  *   -# @f$ (N \times C \times H \times W) @f$
@@ -54,7 +57,8 @@ template <typename Dtype>
 class SigmoidCrossEntropyLossLayer : public LossLayer<Dtype> {
  public:
   explicit SigmoidCrossEntropyLossLayer(const LayerParameter& param)
-      : LossLayer<Dtype>(param), has_weight_(false), weight_(1), divisor_(0) {}
+      : LossLayer<Dtype>(param), has_weight_(false), weight_(1),
+        typed_weight_(1) {}
   virtual void LayerSetUp(const vector<Blob<Dtype>*>& bottom,
       const vector<Blob<Dtype>*>& top);
   virtual void Reshape(const vector<Blob<Dtype>*>& bottom,
@@ -85,26 +89,39 @@ class SigmoidCrossEntropyLossLayer : public LossLayer<Dtype> {
 
   /// Fatal where propagate_down asks for a gradient that there is not.
   void CheckPropagateDown(const vector<bool>& propagate_down) const;
-  /// The kernels' arguments, for data on the CPU.
-  sigmoid_ce::Inputs Inputs(const vector<Blob<Dtype>*>& bottom) const;
-  sigmoid_ce::Options Options(const vector<Blob<Dtype>*>& bottom) const;
+  /// The kernels' arguments, of data on the CPU or on the GPU.
+  sigmoid_ce::Inputs Inputs(const Dtype* scores, const Dtype* targets) const;
+  sigmoid_ce::Options CPUOptions(const vector<Blob<Dtype>*>& bottom) const;
+  sigmoid_ce::cuda::Options GPUOptions(const vector<Blob<Dtype>*>& bottom);
+  static sigmoid_ce::DType DataType() {
+    return sizeof(Dtype) == sizeof(float) ? sigmoid_ce::DType::kFloat32
+                                          : sigmoid_ce::DType::kFloat64;
+  }
+  /// Fatal before the first Forward.
+  void CheckForwardDone() const;
   /// Fatal unless the kernels could do what was asked.
   void Check(const sigmoid_ce::Status& status) const;
   /// How messages begin.
   string Name() const;
 
-  /// What SetUp read; arrays are filled in by Options().
+  /// What SetUp read; arrays are filled in by CPUOptions() and GPUOptions().
   sigmoid_ce::Options options_;
   vector<double> pos_weight_;
   bool has_weight_;
-  Dtype weight_;
+  double weight_;
+  Dtype typed_weight_;
+  /// pos_weight_ for the GPU, where there is one per channel.
+  Blob<Dtype> channel_pos_weight_;
 
   /// Of the scores, and the element weights' steps along it in bytes.
   vector<int64_t> shape_;
   vector<int64_t> weight_strides_;
 
-  /// What the last Forward divided by.
-  double divisor_;
+  /// What the last Forward divided by, a double, on the device where that ran:
+  /// a Backward on the other one copies it. Uninitialized before.
+  shared_ptr<SyncedMemory> divisor_;
+  /// Where the blocks of the GPU add up: a few hundred bytes of its memory.
+  shared_ptr<SyncedMemory> workspace_;
 };
 
 }  // namespace caffe

@@ -3,6 +3,7 @@
 #define BOOST_BIND_GLOBAL_PLACEHOLDERS
 #endif
 
+#include <algorithm>
 #include <limits>
 #include <locale>
 #include <memory>
@@ -209,6 +210,7 @@ void SigmoidCrossEntropyLossLayer<Dtype>::LayerSetUp(
     CHECK_EQ(bottom.size(), 2) << name << "weight and a third bottom with "
         << "element weights are both there; give one";
     weight_ = weight;
+    typed_weight_ = weight;
   }
   if (!parameters.divisor.empty()) {
     const double divisor = parameters.divisor[0];
@@ -220,7 +222,13 @@ void SigmoidCrossEntropyLossLayer<Dtype>::LayerSetUp(
     options_.normalization = sigmoid_ce::Normalization::kNumber;
     options_.divisor = divisor;
   }
-  divisor_ = 0;
+  if (pos_weight_.size() > 1) {
+    channel_pos_weight_.Reshape(vector<int>(1, pos_weight_.size()));
+    std::copy(pos_weight_.begin(), pos_weight_.end(),
+              channel_pos_weight_.mutable_cpu_data());
+  }
+  divisor_.reset(new SyncedMemory(sizeof(double)));
+  workspace_.reset();
 }
 
 template <typename Dtype>
@@ -272,30 +280,26 @@ void SigmoidCrossEntropyLossLayer<Dtype>::Reshape(
 
 template <typename Dtype>
 sigmoid_ce::Inputs SigmoidCrossEntropyLossLayer<Dtype>::Inputs(
-    const vector<Blob<Dtype>*>& bottom) const {
-  const sigmoid_ce::DType dtype = sizeof(Dtype) == sizeof(float) ?
-      sigmoid_ce::DType::kFloat32 : sigmoid_ce::DType::kFloat64;
+    const Dtype* scores, const Dtype* targets) const {
   sigmoid_ce::Inputs inputs;
-  inputs.scores = sigmoid_ce::ConstArray(bottom[0]->cpu_data(), dtype);
-  inputs.targets = sigmoid_ce::ConstArray(bottom[1]->cpu_data(), dtype);
+  inputs.scores = sigmoid_ce::ConstArray(scores, DataType());
+  inputs.targets = sigmoid_ce::ConstArray(targets, DataType());
   inputs.shape = shape_.data();
   inputs.ndim = static_cast<int>(shape_.size());
   return inputs;
 }
 
 template <typename Dtype>
-sigmoid_ce::Options SigmoidCrossEntropyLossLayer<Dtype>::Options(
+sigmoid_ce::Options SigmoidCrossEntropyLossLayer<Dtype>::CPUOptions(
     const vector<Blob<Dtype>*>& bottom) const {
-  const sigmoid_ce::DType dtype = sizeof(Dtype) == sizeof(float) ?
-      sigmoid_ce::DType::kFloat32 : sigmoid_ce::DType::kFloat64;
   sigmoid_ce::Options options = options_;
   options.pos_weight = pos_weight_.data();
   options.pos_weight_count = pos_weight_.size();
   if (bottom.size() == 3) {
-    options.weight = sigmoid_ce::ConstArray(bottom[2]->cpu_data(), dtype,
+    options.weight = sigmoid_ce::ConstArray(bottom[2]->cpu_data(), DataType(),
         weight_strides_.data());
   } else if (has_weight_) {
-    options.weight = sigmoid_ce::ConstArray(&weight_, dtype,
+    options.weight = sigmoid_ce::ConstArray(&typed_weight_, DataType(),
         weight_strides_.data());
   }
   return options;
@@ -304,13 +308,21 @@ sigmoid_ce::Options SigmoidCrossEntropyLossLayer<Dtype>::Options(
 template <typename Dtype>
 void SigmoidCrossEntropyLossLayer<Dtype>::Forward_cpu(
     const vector<Blob<Dtype>*>& bottom, const vector<Blob<Dtype>*>& top) {
-  const sigmoid_ce::Inputs inputs = Inputs(bottom);
-  const sigmoid_ce::Options options = Options(bottom);
+  const sigmoid_ce::Inputs inputs =
+      Inputs(bottom[0]->cpu_data(), bottom[1]->cpu_data());
+  const sigmoid_ce::Options options = CPUOptions(bottom);
   sigmoid_ce::Partial sum;
   Check(sigmoid_ce::cpu::forward(inputs, options, &sum));
-  divisor_ = sigmoid_ce::cpu::divisor(inputs, options, sum);
+  *static_cast<double*>(divisor_->mutable_cpu_data()) =
+      sigmoid_ce::cpu::divisor(inputs, options, sum);
   top[0]->mutable_cpu_data()[0] =
       static_cast<Dtype>(sigmoid_ce::cpu::loss(inputs, options, sum));
+}
+
+template <typename Dtype>
+void SigmoidCrossEntropyLossLayer<Dtype>::CheckForwardDone() const {
+  CHECK(divisor_->head() != SyncedMemory::UNINITIALIZED) << Name()
+      << "Backward before Forward";
 }
 
 template <typename Dtype>
@@ -328,12 +340,14 @@ void SigmoidCrossEntropyLossLayer<Dtype>::Backward_cpu(
     const vector<Blob<Dtype>*>& bottom) {
   CheckPropagateDown(propagate_down);
   if (!propagate_down[0]) { return; }
-  CHECK_GT(divisor_, 0) << Name() << "Backward before Forward";
-  sigmoid_ce::Options options = Options(bottom);
+  CheckForwardDone();
+  sigmoid_ce::Options options = CPUOptions(bottom);
   options.normalization = sigmoid_ce::Normalization::kNumber;
-  options.divisor = divisor_;
+  options.divisor = *static_cast<const double*>(divisor_->cpu_data());
   options.loss_weight = top[0]->cpu_diff()[0];
-  Check(sigmoid_ce::cpu::backward(Inputs(bottom), options,
+  const sigmoid_ce::Inputs inputs =
+      Inputs(bottom[0]->cpu_data(), bottom[1]->cpu_data());
+  Check(sigmoid_ce::cpu::backward(inputs, options,
       sigmoid_ce::MutableArray(bottom[0]->mutable_cpu_diff())));
 }
 

@@ -703,6 +703,158 @@ TYPED_TEST(SigmoidCrossEntropyLossLayerTest, TestThreads) {
   }
 }
 
+#ifndef CPU_ONLY
+
+// Shows where the divisor is.
+template <typename Dtype>
+class SigmoidCELayerWithDivisor : public SigmoidCrossEntropyLossLayer<Dtype> {
+ public:
+  explicit SigmoidCELayerWithDivisor(const LayerParameter& param)
+      : SigmoidCrossEntropyLossLayer<Dtype>(param) {}
+  SyncedMemory::SyncedHead head() const { return this->divisor_->head(); }
+};
+
+// The loss and then the gradient, each pass on the device that is asked for.
+template <typename Dtype>
+vector<Dtype> RunSigmoidCEOn(SigmoidCEData<Dtype>* data, const string& options,
+                             Caffe::Brew forward, Caffe::Brew backward) {
+  const Caffe::Brew before = Caffe::mode();
+  SigmoidCrossEntropyLossLayer<Dtype> layer(data->Parse(options));
+  Caffe::set_mode(forward);
+  layer.SetUp(data->bottom_, data->top_);
+  layer.Forward(data->bottom_, data->top_);
+  vector<Dtype> results(1, data->loss_.cpu_data()[0]);
+  // What is there from before must not matter.
+  Dtype* diff = data->scores_.mutable_cpu_diff();
+  std::fill(diff, diff + data->scores_.count(), Dtype(-77));
+  Caffe::set_mode(backward);
+  data->Backward(&layer);
+  results.insert(results.end(), data->scores_.cpu_diff(),
+                 data->scores_.cpu_diff() + data->scores_.count());
+  Caffe::set_mode(before);
+  return results;
+}
+
+// The same bits. NaNs are of the same kind to everyone.
+template <typename Dtype>
+void ExpectSameBits(const vector<Dtype>& a, const vector<Dtype>& b) {
+  ASSERT_EQ(a.size(), b.size());
+  int different = 0;
+  for (int i = 0; i < a.size(); ++i) {
+    const bool nans = std::isnan(a[i]) && std::isnan(b[i]);
+    if (!nans && memcmp(&a[i], &b[i], sizeof(Dtype)) != 0) {
+      ++different;
+      EXPECT_GT(different, 3) << (i == 0 ? "loss" : "gradient") << " at "
+          << i - 1 << ": " << a[i] << " and " << b[i];
+    }
+  }
+  EXPECT_EQ(0, different);
+}
+
+TYPED_TEST(SigmoidCrossEntropyLossLayerTest, TestSameBitsOnBothDevices) {
+  typedef typename TypeParam::Dtype Dtype;
+  if (Caffe::mode() != Caffe::GPU) { return; }
+  const string per_channel = this->ParamStr("{'pos_weight': [0.3, 7.7, 0]}");
+  const string kOptions[] = {
+      "",
+      "loss_weight: -0.3",
+      "loss_param { normalization: FULL }",
+      "loss_param { normalization: VALID }",
+      "loss_param { normalization: NONE }",
+      "loss_param { ignore_label: 255 }",
+      "loss_param { ignore_label: 0 normalization: VALID } loss_weight: 3.7",
+      "loss_param { ignore_label: -1 normalize: true }",
+      this->ParamStr("{'pos_weight': 7.3}"),
+      this->ParamStr("{'divisor': 0.7, 'pos_weight': 0.1}"),
+      per_channel,
+      per_channel + "loss_param { ignore_label: 255 normalization: VALID }"};
+  const string kWeight = this->ParamStr("{'weight': 0.3, 'pos_weight': 3.3}") +
+      "loss_param { ignore_label: 2 normalization: FULL }";
+  // The last two are of many blocks, one of them no multiple of anything.
+  const vector<int> shapes[] = {this->Shape(10, 3), this->Shape(4, 3, 5, 2),
+      this->Shape(1, 3, 1, 1), this->Shape(16, 3, 32, 32),
+      this->Shape(7, 3, 70, 61)};
+  for (int k = 0; k < sizeof(shapes) / sizeof(shapes[0]); ++k) {
+    const vector<int>& shape = shapes[k];
+    // No weights, one per sample, per element, per channel and so on.
+    vector<vector<int> > weights(1);
+    weights.push_back(this->Shape(shape[0]));
+    if (k < 3) { weights.push_back(shape); }
+    if (k < 4) { weights.push_back(this->Shape(1, shape[1])); }
+    if (k == 1) {
+      weights.push_back(this->Shape(1, 1, 1, shape[3]));
+      weights.push_back(this->Shape(shape[0], 1, shape[2]));
+    }
+    for (int w = 0; w < weights.size(); ++w) {
+      this->bottom_.resize(2);
+      this->Fill(shape, LABELS);
+      const double kScores[] = {INFINITY, -INFINITY, NAN, 0, -0.0, 1e30};
+      const int specials = w % 2 == 0 ? 0 : 6;
+      for (int i = 0; i < specials && i < this->scores_.count(); ++i) {
+        this->scores_.mutable_cpu_data()[i] = kScores[i];
+      }
+      if (w > 0) { this->FillWeights(weights[w]); }
+      vector<string> all(kOptions, kOptions + sizeof(kOptions) /
+          sizeof(kOptions[0]));
+      if (w == 0) { all.push_back(kWeight); }
+      for (int i = 0; i < all.size(); ++i) {
+        SCOPED_TRACE(all[i] + ", scores " + this->scores_.shape_string() +
+            (w > 0 ? ", weights " + this->weights_.shape_string() : ""));
+        const vector<Dtype> expected =
+            RunSigmoidCEOn<Dtype>(this, all[i], Caffe::CPU, Caffe::CPU);
+        ExpectSameBits(expected,
+            RunSigmoidCEOn<Dtype>(this, all[i], Caffe::GPU, Caffe::GPU));
+        // The divisor goes from one to the other.
+        ExpectSameBits(expected,
+            RunSigmoidCEOn<Dtype>(this, all[i], Caffe::CPU, Caffe::GPU));
+        ExpectSameBits(expected,
+            RunSigmoidCEOn<Dtype>(this, all[i], Caffe::GPU, Caffe::CPU));
+      }
+    }
+  }
+}
+
+TYPED_TEST(SigmoidCrossEntropyLossLayerTest, TestStaysOnTheGPU) {
+  typedef typename TypeParam::Dtype Dtype;
+  if (Caffe::mode() != Caffe::GPU) { return; }
+  this->Fill(this->Shape(6, 3, 5), LABELS);
+  this->FillWeights(this->Shape(6));
+  SigmoidCELayerWithDivisor<Dtype> layer(this->Parse(
+      this->ParamStr("{'pos_weight': [3, 2, 1]}") +
+      "loss_param { ignore_label: 255 normalization: VALID }"));
+  layer.SetUp(this->bottom_, this->top_);
+  EXPECT_EQ(SyncedMemory::UNINITIALIZED, layer.head());
+  for (int round = 0; round < 2; ++round) {
+    this->loss_.mutable_gpu_data();
+    layer.Forward(this->bottom_, this->top_);
+    EXPECT_EQ(SyncedMemory::HEAD_AT_GPU, this->loss_.data()->head());
+    EXPECT_EQ(SyncedMemory::HEAD_AT_GPU, layer.head());
+    this->Backward(&layer);
+    EXPECT_EQ(SyncedMemory::HEAD_AT_GPU, this->scores_.diff()->head());
+    EXPECT_EQ(SyncedMemory::HEAD_AT_GPU, this->loss_.data()->head());
+    EXPECT_EQ(SyncedMemory::HEAD_AT_GPU, layer.head());
+  }
+  EXPECT_EQ(SyncedMemory::UNINITIALIZED, this->targets_.diff()->head());
+  EXPECT_EQ(SyncedMemory::UNINITIALIZED, this->weights_.diff()->head());
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(SyncedMemory::SYNCED, this->bottom_[i]->data()->head());
+  }
+}
+
+TYPED_TEST(SigmoidCrossEntropyLossLayerTest, TestMessagesOnTheGPU) {
+  typedef typename TypeParam::Dtype Dtype;
+  if (Caffe::mode() != Caffe::GPU) { return; }
+  this->Fill(this->Shape(4, 3), HARD);
+  SigmoidCrossEntropyLossLayer<Dtype> layer(this->Parse(""));
+  layer.SetUp(this->bottom_, this->top_);
+  EXPECT_DEATH(this->Backward(&layer), "\"the loss\": Backward before Forward");
+  const vector<bool> both(2, true);
+  EXPECT_DEATH(layer.Backward(this->top_, both, this->bottom_),
+      "\"the loss\": cannot backpropagate to targets .bottom 1.");
+}
+
+#endif  // CPU_ONLY
+
 // What a layer refuses, and how. One type is enough.
 template <typename TypeParam>
 class SigmoidCrossEntropyLossLayerDeathTest

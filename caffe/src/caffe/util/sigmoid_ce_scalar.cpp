@@ -106,7 +106,7 @@ const KernelTable* neon_kernels();
 
 #if defined(__CUDA_FTZ) || defined(__USE_FAST_MATH__)
 #error \
-    "sigmoid_ce: compile without -use_fast_math and -ftz=true, which change results"
+    "sigmoid_ce: compile without -use_fast_math and -ftz=true: results change"
 #endif
 
 // Everything between the entry points of a kernel is inlined, so that no
