@@ -1215,12 +1215,16 @@ struct Pass {
       kSteps * kThreads;  // of a tile: the four rows of a thread, kLanes wide
   static constexpr int kRowsAtOnce = rows_at_once(kLanes, kGeneral, kSums);
 
+  // Two save a barrier per tile, but not where there would be no room for half
+  // of a multiprocessor's threads.
+  static constexpr int kBuffers = kBlocks > 1 ? 1 : 2;
+
   // What a pass that adds keeps in shared memory.
   struct Shared {
-    // S[h][g][r] of each cell: of this tile and of the one before. Lane by lane
-    // with a gap, so that neither those who write one lane of all cells nor
-    // those who read all r of a group meet in a bank.
-    double sums[2][kLanes][kCells + kThreadsPerRow];
+    // S[h][g][r] of each cell: of this tile and, in the other buffer, of the
+    // one before. Lane by lane with a gap, so that neither those who write one
+    // lane of all cells nor those who read all r of a group meet in a bank.
+    double sums[kBuffers][kLanes][kCells + kThreadsPerRow];
     std::int64_t words[kBlocks][math::kWords];
   };
 
@@ -1468,17 +1472,21 @@ struct Pass {
       shared.words[0][k] = 0;
     unsigned ignored = 0;
     int buffer = 0;
-    for (unsigned tile = blockIdx.x; tile < args.tiles;
-         tile += gridDim.x, buffer ^= 1) {
+    for (unsigned tile = blockIdx.x; tile < args.tiles; tile += gridDim.x) {
       elements(args, scale, tile, shared.sums[buffer], &ignored);
-      // The other buffer is written next, so that one barrier is enough: a warp
-      // that is behind still reads this one.
       __syncthreads();
       const int block = threadIdx.x / kWarp;
       if (block < kBlocks) {
         reduce(reinterpret_cast<CellSums>(
                    &shared.sums[buffer][0][block * kThreadsPerBlock]),
                shared.words[block]);
+      }
+      // What is written next: the other buffer, while a warp that is behind
+      // still reads this one, or this one again.
+      if (kBuffers == 2) {
+        buffer ^= 1;
+      } else {
+        __syncthreads();
       }
     }
     __syncthreads();
