@@ -766,6 +766,9 @@ def gtest_alone(
     root = generated.parent
     # The generated folder first: a fork may carry a caffe.pb.h of another protobuf.
     folders = [generated, tree / "include", tree / "src"]
+    options = ("-O2", "-fPIC", "-DNDEBUG", "-DGTEST_USE_OWN_TR1_TUPLE", "-w", "-xc++")
+    # For what has nothing to do with GPUs.
+    plain = (compiler(), *options, *(f"-I{folder}" for folder in folders))
     mode: tuple[str, ...] = ("-DCPU_ONLY",)
     contents = ""
     if emulated_gpu:
@@ -774,8 +777,7 @@ def gtest_alone(
         folders += stand_ins
         read = [path for folder in stand_ins for path in _files(folder) if path.suffix == ".h"]
         contents = digest_of_files(REPOSITORY, read)
-    options = ("-O2", "-fPIC", "-DNDEBUG", *mode, "-DGTEST_USE_OWN_TR1_TUPLE", "-w", "-xc++")
-    command = (compiler(), *options, *(f"-I{folder}" for folder in folders))
+    command = (compiler(), *options, *mode, *(f"-I{folder}" for folder in folders))
     if overlay is not None:
         overlay = overlay.absolute()
     parts = _Overlay(tree, (), ()) if overlay is None else _overlay(overlay, cuda=emulated_gpu)
@@ -790,11 +792,12 @@ def gtest_alone(
     if emulated_gpu:
         names = [name for name in names if name not in SOURCES_OF_BUILT_IN]
     stock_sources = [tree / "src/caffe" / name for name in names]
-    stock_sources += [tree / "src/gtest/gtest-all.cpp", generated / "caffe/proto/caffe.pb.cc"]
     overlaid = {tree / source.relative_to(parts.folder) for source in parts.sources}
     stock_units = [
         _Unit(command, s, contents) for s in stock_sources if s.exists() and s not in overlaid
     ]
+    general = (tree / "src/gtest/gtest-all.cpp", generated / "caffe/proto/caffe.pb.cc")
+    stock_units += [_Unit(plain, s) for s in general]
     if not tests:
         places = [p for p in (overlay, tree) if p is not None and (p / LAYER_TEST).exists()]
         tests = [places[0] / LAYER_TEST]

@@ -189,10 +189,10 @@ class AtWork {
 
 void check_device_memory(const sigmoid_ce::cuda::Arguments& args) {
   if (arena() == nullptr) return;
-  const void* const arrays[] = {args.scores.data,      args.targets.data, args.out.data,
-                                args.pos_weights.data, args.weights.data, args.workspace,
-                                args.loss,             args.loss_divisor, args.partial,
-                                args.divisor};
+  const void* const arrays[] = {
+      args.scores.data,  args.targets.data, args.out.data, args.pos_weights.data,
+      args.weights.data, args.workspace,    args.loss,     args.loss_divisor,
+      args.partial,      args.divisor};
   for (const void* p : arrays) {
     if (p == nullptr || of_device(p)) continue;
     std::fprintf(stderr, "emulation: a kernel got an array that is not in device memory\n");
