@@ -249,6 +249,7 @@ class Memory {
  public:
   explicit Memory(std::vector<unsigned char> content) : content_(std::move(content)) {
     must(cudaMalloc(&data_, content_.size() + 1));
+    if (content_.empty()) return;
     must(cudaMemcpy(data_, content_.data(), content_.size(), cudaMemcpyHostToDevice));
   }
   ~Memory() { cudaFree(data_); }
@@ -259,7 +260,9 @@ class Memory {
   const std::vector<unsigned char>& before() const { return content_; }
   std::vector<unsigned char> now() const {
     std::vector<unsigned char> content(content_.size());
-    must(cudaMemcpy(content.data(), data_, content.size(), cudaMemcpyDeviceToHost));
+    if (!content.empty()) {
+      must(cudaMemcpy(content.data(), data_, content.size(), cudaMemcpyDeviceToHost));
+    }
     return content;
   }
 
