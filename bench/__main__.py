@@ -4,27 +4,42 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
 import json
+import math
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
 
 from . import machine, plan
 
+if TYPE_CHECKING:
+    from .backends import Missing
+    from .backends.base import Backend
+    from .measure import Entry
+
 # The peers are imported once the number of threads is fixed: some read it when they are loaded.
 
-_QUICK_ROUNDS = 5
-_QUICK_ELEMENTS = 2**16
+# What is worked out after the groups: keys of the report and modules of this package.
+_FIGURES = ("accuracy", "scaling", "memory")
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m bench") -> int:
     """Measures and reports. Returns 1 when a result was wrong or something failed to run."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["compare"]:
+        from . import compare
+
+        return compare.main(arguments[1:], prog=f"{prog} compare")
     options = _parse(arguments, prog)
-    groups = plan.reduced(plan.plan(), options.max_elements)
-    groups = plan.chosen(groups, options.only)
+    groups = plan.plan(options.profile, options.threads)
+    groups = plan.chosen(plan.reduced(groups, options.max_elements), options.only)
     if not groups:
         print(f"--only {options.only!r} matches no row; --list shows them", file=sys.stderr)
         return 2
@@ -54,6 +69,14 @@ def main(arguments: list[str] | None = None, prog: str = "python -m bench") -> i
             options.json.write_text(text)
     if options.markdown:
         options.markdown.write_text(markdown(report))
+    if options.plots:
+        from . import plots
+
+        try:
+            plots.write(report, options.plots)
+        except ImportError as error:
+            print(f"--plots: {error}", file=sys.stderr)
+            return 1
     return 1 if report["failures"] else 0
 
 
@@ -64,20 +87,25 @@ def _run(groups: list[plan.Group], cpus: list[int], options: argparse.Namespace)
         sys.exit(f"{error}\nThe package is not installed: pip install .")
     from .backends import PEERS, Missing, load
     from .backends.ours import Ours
+    from .backends.remote import RemoteBackend
     from .limits import Limits, LimitsUnavailable
-    from .measure import measure_group
+    from .measure import measure_group, not_measured
     from .report import SCHEMA, group_report, row_reports
 
+    start = time.monotonic()
     facts = machine.facts(cpus)
     cache_bytes = machine.last_level_cache_bytes(cpus[0])
     ours = Ours(options.threads)
     sigmoid_ce.set_num_threads(options.threads)
-    peers = {
-        name: load(name, options.threads)
-        if name in options.backends
-        else Missing("left out (--backends)")
-        for name in PEERS
-    }
+    peers: dict[str, Backend | Missing] = {}
+    progress = _Progress(len(groups), options.figures)
+    for name in PEERS:
+        progress.show(f"loading {name}")
+        peers[name] = (
+            load(name, options.threads)
+            if name in options.backends
+            else Missing("left out (--backends)")
+        )
     limits: Limits | LimitsUnavailable
     try:
         limits = Limits(cpus)
@@ -85,13 +113,17 @@ def _run(groups: list[plan.Group], cpus: list[int], options: argparse.Namespace)
         limits = error
     report: dict[str, Any] = {
         "schema": SCHEMA,
+        "profile": options.profile,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": facts,
         "settings": {
             "threads": options.threads,
             "rounds": options.rounds,
-            "quick": options.quick,
+            "quick": options.profile == "quick",
             "only": options.only,
+            "max_elements": options.max_elements,
+            "call_seconds": _finite(options.call_seconds),
+            "seconds": _finite(options.seconds),
         },
         "ours": {"version": ours.version, "info": sigmoid_ce.info()},
         "backends": {
@@ -107,18 +139,25 @@ def _run(groups: list[plan.Group], cpus: list[int], options: argparse.Namespace)
         "rows": [],
         "failures": [],
     }
-    progress = _Progress(len(groups))
+    seconds = {"loading": time.monotonic() - start, "compiling": 0.0}
+    start = time.monotonic()
     for group in groups:
         progress.start(group.case.name)
-        entries = measure_group(
-            group,
-            ours,
-            peers,
-            limits,
-            options.rounds,
-            all_forms=not options.quick,
-            progress=progress.show,
-        )
+        if time.monotonic() - start - seconds["compiling"] > options.seconds:
+            problem = f"not measured (the profile's {options.seconds:g} s were over)"
+            entries = not_measured(group, peers, limits, problem)
+        else:
+            entries = measure_group(
+                group,
+                ours,
+                peers,
+                limits,
+                min(options.rounds, group.rounds or options.rounds),
+                all_forms=options.all_forms and group.all_forms,
+                call_seconds=options.call_seconds,
+                measurement_seconds=plan.PROFILES[options.profile].measurement_seconds,
+                progress=progress.show,
+            )
         report["groups"].append(group_report(group, entries, cache_bytes))
         report["rows"] += row_reports(group, entries)
         report["failures"] += [
@@ -126,55 +165,103 @@ def _run(groups: list[plan.Group], cpus: list[int], options: argparse.Namespace)
             for entry in entries.values()
             if entry.failed
         ]
+        seconds["compiling"] += _compiling(entries)
+    seconds["measuring"] = time.monotonic() - start - seconds["compiling"]
+    for peer in peers.values():
+        if isinstance(peer, RemoteBackend):
+            peer.close()
+    for name in _FIGURES:
+        start = time.monotonic()
+        report[name] = None
+        if name in options.figures:
+            progress.start(name)
+            module = importlib.import_module(f".{name}", __package__)
+            report[name] = module.report(
+                options.profile, options.threads, progress.show, backends=options.backends
+            )
+            seconds[name] = time.monotonic() - start
+    report["duration_seconds"] = {name: round(value, 1) for name, value in seconds.items()}
     progress.end()
     return report
 
 
-class _Progress:
-    """One line on a terminal that is written over; elsewhere a line per group. On stderr."""
+def _compiling(entries: Mapping[str, Entry]) -> float:
+    """Seconds of the first calls of backends that compile in them."""
+    return sum(
+        figures.get("first_call_seconds", 0.0)
+        for entry in entries.values()
+        for figures in entry.details.get("forms", {}).values()
+    )
 
-    def __init__(self, groups: int) -> None:
-        self._groups = groups
-        self._index = 0
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None
+
+
+class _Progress:
+    """A bar on a terminal, written over; elsewhere a line per group. On stderr."""
+
+    def __init__(self, groups: int, figures: Sequence[str]) -> None:
+        self._steps = groups + len(figures)
+        self._done = 0
         self._name = ""
-        self._start = time.monotonic()
         self._terminal = sys.stderr.isatty()
+        self._bar = click.progressbar(
+            length=self._steps,
+            file=sys.stderr,
+            label="benchmark",
+            item_show_func=lambda text: text,
+            show_eta=False,
+            show_percent=False,
+            show_pos=True,
+            width=24,
+        )
 
     def start(self, name: str) -> None:
-        self._index += 1
+        """The next step begins."""
         self._name = name
+        self._done += 1
         if not self._terminal:
-            print(self._line(""), file=sys.stderr, flush=True)
+            print(f"{self._done} of {self._steps}  {name}", file=sys.stderr, flush=True)
+        elif self._done > 1:
+            self._bar.update(1)
 
     def show(self, text: str) -> None:
+        """What the step does now."""
         if self._terminal:
-            print(f"\r\x1b[K{self._line(text)}", end="", file=sys.stderr, flush=True)
+            self._bar.update(0, "  ".join(part for part in (self._name, text) if part))
+            # It draws when a step is done, and not in between.
+            self._bar.render_progress()
 
     def end(self) -> None:
         if self._terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-    def _line(self, text: str) -> str:
-        minutes, seconds = divmod(int(time.monotonic() - self._start), 60)
-        parts = [f"{minutes}:{seconds:02}", f"{self._index} of {self._groups}", self._name, text]
-        return "  ".join(part for part in parts if part)
+            self._bar.update(1)
+            self._bar.render_finish()
 
 
-def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
+def _parse(arguments: list[str], prog: str) -> argparse.Namespace:
     from .backends import PEERS
 
     parser = _Parser(
-        prog=prog, description="Measures this project beside its peers and the limits."
+        prog=prog,
+        description="Measures this project beside its peers and the limits.",
+        epilog=f"'{prog} compare A.json B.json' compares two results.",
     )
-    parser.add_argument("--rounds", type=_positive, help="measurements of each entry (25)")
+    group = parser.add_mutually_exclusive_group()
+    for name, text in (
+        ("quick", "does it all work? small arrays, one form per peer; under 3 minutes"),
+        ("default", "under 10 minutes; this is what happens without an option"),
+        ("full", "each size, all options and shapes in float64 too, and what is slow"),
+    ):
+        group.add_argument(f"--{name}", dest="profile", action="store_const", const=name, help=text)
+    parser.set_defaults(profile="default")
+    parser.add_argument(
+        "--rounds", type=_positive, help="measurements of each entry, at most (3, 15, 25)"
+    )
     parser.add_argument("--threads", type=_positive, default=2, help="for everything (2)")
     parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name holds TEXT")
     parser.add_argument("--list", action="store_true", help="print the rows' names and stop")
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help=f"does it all work? {_QUICK_ROUNDS} rounds, small sizes, one form per peer",
-    )
     parser.add_argument(
         "--max-elements", type=_positive, metavar="N", help="no array larger than this"
     )
@@ -186,18 +273,35 @@ def _parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
         help=f"peers to measure ({','.join(PEERS)})",
     )
     parser.add_argument(
+        "--no-figures",
+        dest="figures",
+        action="store_const",
+        const=(),
+        default=_FIGURES,
+        help=f"leave out {', '.join(_FIGURES)}; as --only does",
+    )
+    parser.add_argument(
         "--json",
         type=_file,
         metavar="FILE",
         help="write all figures ('-': to stdout, instead of the table)",
     )
     parser.add_argument("--markdown", type=_file, metavar="FILE", help="write the table")
+    parser.add_argument(
+        "--plots", type=Path, metavar="FOLDER", help="draw pictures (SVG, PNG; by matplotlib)"
+    )
     options = parser.parse_args(arguments)
     unknown = set(options.backends) - set(PEERS)
     if unknown:
         parser.error(f"--backends: {sorted(unknown)} are none of {', '.join(PEERS)}")
-    options.rounds = options.rounds or (_QUICK_ROUNDS if options.quick else 25)
-    options.max_elements = options.max_elements or (_QUICK_ELEMENTS if options.quick else 2**62)
+    profile = plan.PROFILES[options.profile]
+    if options.only:
+        options.figures = ()
+    options.rounds = options.rounds or profile.rounds
+    options.max_elements = options.max_elements or profile.max_elements
+    options.all_forms = profile.all_forms
+    options.call_seconds = profile.call_seconds
+    options.seconds = profile.seconds
     return options
 
 

@@ -4,47 +4,78 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 import sigmoid_ce
 
-from .plan import Case, Work
+from .plan import IGNORED_TARGET, OURS, POS_WEIGHT, Case, Option, Work, targets_kind
 
 _SEED = 20
 _SCORE_DEVIATION = 3.0
 # Elements that the reference takes at a time, so that its float64 temporaries stay small.
 _PIECE = 2**18
+# Every tenth target, as in a batch that is padded or has unlabelled pixels.
+_IGNORED_SHARE = 0.1
 
 # The width of an AVX-512 vector; JAX asks for it too, of an array that it takes without a copy.
 ALIGNMENT = 64
 
 
+class DtypeUnavailable(RuntimeError):
+    """NumPy has no such numbers here. The message says what is missing."""
+
+
 @dataclass(frozen=True)
 class Reference:
-    """The mean loss and its gradient in float64. None: not part of the work."""
+    """The mean loss, its gradient and the elements' losses in float64. None: not in the work."""
 
     loss: float | None
     gradient: np.ndarray | None
+    losses: np.ndarray | None = None
 
 
 class Data:
     """Scores N(0, 3), targets of each kind, and an array for the gradient, for one case.
 
-    All backends get the same arrays: the same memory, where they take it without a copy.
+    All are 1-D; `shaped` gives them the shape that the case has. All backends get the same arrays:
+    the same memory, where they take it without a copy. Raises DtypeUnavailable.
     """
 
     def __init__(self, case: Case) -> None:
+        if case.shape is not None and len(case.shape.parts) != 1:
+            raise ValueError(f"{case.name}: an object for each of Case.parts(), not one for all")
         self.case = case
-        self.scores = aligned_empty(case.elements, case.dtype)
-        np.random.default_rng(_SEED).standard_normal(out=self.scores, dtype=self.scores.dtype.type)
-        self.scores *= _SCORE_DEVIATION
-        self.gradient = aligned_empty(case.elements, case.dtype)
+        self.dtype = numpy_dtype(case.dtype)
+        self.scores = self._random(_SEED, normal=True)
+        self.gradient = aligned_empty(case.elements, self.dtype)
         self._targets: dict[str, np.ndarray] = {}
         self._references: dict[tuple[str, int], Reference] = {}
+        self._weight: np.ndarray | None = None
 
-    def targets(self, kind: str) -> np.ndarray:
-        """Targets of a kind that plan.Variant names."""
+    def shaped(self, array: np.ndarray) -> np.ndarray:
+        """A view of an array of all elements in the shape of the case."""
+        if self.case.shape is None or array.size != self.case.elements:
+            return array
+        return array.reshape(self.case.shape.parts[0])
+
+    @property
+    def weight(self) -> np.ndarray | None:
+        """Element weights in [1/2, 3/2), where the case has them."""
+        if self.case.option is not Option.WEIGHT:
+            return None
+        if self._weight is None:
+            self._weight = self._random(_SEED + 2)
+            self._weight += 0.5
+        return self._weight
+
+    def targets(self, kind: str | None = None) -> np.ndarray:
+        """Targets of a kind that plan.Variant names, or "ignored": 0, 1 and the ignored label.
+
+        None: those that the case has for every backend.
+        """
+        kind = targets_kind(self.case, OURS) if kind is None else kind
         if kind not in self._targets:
             self._targets[kind] = self._make_targets(kind)
         return self._targets[kind]
@@ -54,22 +85,59 @@ class Data:
             targets = aligned_empty(self.case.elements, np.uint8)
             targets[:] = self.targets("hard")
             return targets
-        targets = aligned_empty(self.case.elements, self.case.dtype)
-        np.random.default_rng(_SEED + 1).random(out=targets, dtype=targets.dtype.type)
-        if kind == "hard":
-            np.round(targets, out=targets)
+        targets = self._random(_SEED + 1)
+        if kind == "soft":
+            return targets
+        # By hand: rounding knows no bfloat16.
+        targets[:] = targets > 0.5
+        if kind == "ignored":
+            ignored = np.random.default_rng(_SEED + 3).random(targets.size, np.float32)
+            targets[ignored < _IGNORED_SHARE] = IGNORED_TARGET
         return targets
 
-    def reference(self, kind: str, elements: int) -> Reference:
+    def _random(self, seed: int, *, normal: bool = False) -> np.ndarray:
+        """Normal with the deviation of the scores, or uniform in [0, 1)."""
+        generator = np.random.default_rng(seed)
+        made = self.dtype if self.dtype.itemsize > 2 else np.dtype(np.float32)
+        array = aligned_empty(self.case.elements, made)
+        if normal:
+            generator.standard_normal(out=array, dtype=made.type)
+            array *= _SCORE_DEVIATION
+        else:
+            generator.random(out=array, dtype=made.type)
+        if made == self.dtype:
+            return array
+        rounded = aligned_empty(array.size, self.dtype)
+        rounded[:] = array
+        return rounded
+
+    def reference(self, kind: str | None, elements: int) -> Reference:
         """What the first `elements` elements should give."""
+        kind = targets_kind(self.case, OURS) if kind is None else kind
         if kind == "uint8":
             kind = "hard"  # the same values
         key = (kind, elements)
         if key not in self._references:
+            weight = self.weight
             self._references[key] = reference(
-                self.scores[:elements], self.targets(kind)[:elements], self.case.work
+                self.scores[:elements],
+                self.targets(kind)[:elements],
+                self.case.work,
+                self.case.option,
+                None if weight is None else weight[:elements],
             )
         return self._references[key]
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """NumPy's type of that name; bfloat16 is one where ml_dtypes is installed."""
+    if name == "bfloat16":
+        try:
+            import ml_dtypes
+        except ImportError as error:
+            raise DtypeUnavailable(f"NumPy has bfloat16 with ml_dtypes only ({error})") from error
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
 
 
 def aligned_empty(elements: int, dtype: np.typing.DTypeLike) -> np.ndarray:
@@ -80,19 +148,41 @@ def aligned_empty(elements: int, dtype: np.typing.DTypeLike) -> np.ndarray:
     return raw[start : start + size].view(dtype)
 
 
-def reference(scores: np.ndarray, targets: np.ndarray, work: Work) -> Reference:
+def reference(
+    scores: np.ndarray,
+    targets: np.ndarray,
+    work: Work,
+    option: Option = Option.NONE,
+    weight: np.ndarray | None = None,
+) -> Reference:
     """The result in float64, from sigmoid_ce.reference, which shares no code with any backend."""
     count = scores.size
-    losses = []
-    gradient = None if work is Work.FORWARD else np.empty(count)
+    options: dict[str, Any] = {"normalization": "none"}
+    divisor = count
+    if option is Option.POS_WEIGHT:
+        options["pos_weight"] = POS_WEIGHT
+    elif option is Option.IGNORE:
+        options["ignore_label"] = IGNORED_TARGET
+        divisor = max(1, count - int(np.count_nonzero(targets == IGNORED_TARGET)))
+    sums = []
+    per_element = None if work is Work.FORWARD else np.empty(count)
     for start in range(0, count, _PIECE):
         piece = slice(start, start + _PIECE)
         x = scores[piece].astype(np.float64)
         t = targets[piece].astype(np.float64)
-        if work is not Work.BACKWARD:
-            losses.append(sigmoid_ce.reference.forward(x, t, normalization="none"))
-        if gradient is not None:
-            gradient[piece] = sigmoid_ce.reference.backward(x, t, normalization="none")
-    if gradient is not None:
-        gradient /= count
-    return Reference(math.fsum(losses) / count if losses else None, gradient)
+        if weight is not None:
+            options["weight"] = weight[piece].astype(np.float64)
+        if work in (Work.FORWARD, Work.BOTH):
+            sums.append(sigmoid_ce.reference.forward(x, t, **options))
+        if per_element is None:
+            continue
+        if work is Work.ELEMENTWISE:
+            without = {key: value for key, value in options.items() if key != "normalization"}
+            per_element[piece] = sigmoid_ce.reference.elementwise(x, t, **without)
+        else:
+            per_element[piece] = sigmoid_ce.reference.backward(x, t, **options)
+    if work is Work.ELEMENTWISE:
+        return Reference(None, None, per_element)
+    if per_element is not None:
+        per_element /= divisor
+    return Reference(math.fsum(sums) / divisor if sums else None, per_element)

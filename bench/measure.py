@@ -14,21 +14,35 @@ from typing import Any
 import numpy as np
 
 from .backends import Missing
-from .backends.base import Backend, Form, Tolerance
+from .backends.base import Backend, Form, Tolerance, Unsupported
 from .backends.ours import settings
-from .data import Data, Reference
+from .data import Data, DtypeUnavailable, Reference
 from .limits import Limits, LimitsUnavailable
-from .plan import CACHE_ELEMENTS, OURS, Case, Gradient, Group, Variant, Work
+from .plan import (
+    CACHE_ELEMENTS,
+    OURS,
+    PROFILES,
+    Case,
+    Gradient,
+    Group,
+    Variant,
+    Work,
+    targets_kind,
+)
 
-# One measurement repeats its call until it lasts about so long: 10^5 times what the clock resolves.
-_MEASUREMENT_SECONDS = 8e-3
-# Calls that warm the caches up last so long, unless one call alone takes longer than the second
-# figure: then it drives its own data out of the caches, and one before it would change nothing.
-_WARM_UP_SECONDS = 2e-3
+# One measurement repeats its call until it lasts about so long, unless a profile says otherwise.
+_MEASUREMENT_SECONDS = PROFILES["default"].measurement_seconds
+# Calls that warm the caches up last this part of it, unless one call alone takes longer than the
+# second figure: then it drives its own data out of the caches, and one before it would change
+# nothing.
+_WARM_UP_SHARE = 1 / 4
 _NO_WARM_UP_SECONDS = 20e-3
 # Threads of the entry before, which wait actively for more work, go to sleep meanwhile.
 _PAUSE_SECONDS = 5e-3
 _CALIBRATIONS = 3
+# A call of so many times what a measurement needs is taken for what it is: no interruption makes
+# it look as if one call were enough.
+_CERTAIN = 10
 # Rounds of the trial that picks a backend's fastest form.
 _TRIAL_ROUNDS = 5
 
@@ -70,42 +84,96 @@ def measure_group(
     rounds: int,
     *,
     all_forms: bool = True,
+    call_seconds: float = math.inf,
+    measurement_seconds: float = _MEASUREMENT_SECONDS,
     progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Entry]:
-    """Every entry of the group by name, in the order of the report."""
-    data = Data(group.case)
+    """Every entry of the group by name, in the order of the report.
+
+    A peer of which one call takes longer than `call_seconds` is listed as too slow.
+    """
+    try:
+        datas = [Data(case) for case in group.case.parts()]
+    except DtypeUnavailable as error:
+        return not_measured(group, peers, limits, f"not available here ({error})")
+    threads = ours.threads
     entries = []
     for variant in group.variants:
         progress(f"preparing {variant.entry}")
-        entries.append(_ours_entry(ours, variant, data, data.case.elements, ours.threads))
+        entries.append(_ours_entry(ours, variant, datas, group.case.elements, threads))
     for name, peer in peers.items():
         progress(f"preparing {name}")
-        entries.append(_peer_entry(name, peer, data, all_forms=all_forms))
+        entries.append(
+            _peer_entry(name, peer, datas, all_forms=all_forms, call_seconds=call_seconds)
+        )
     if group.limits:
+        (data,) = datas
         entries += _limit_entries(group, data, limits)
         # Arithmetic has its limit too: the rate where no memory is waited for.
         elements = min(CACHE_ELEMENTS, data.case.elements)
         for variant in group.variants:
-            entry = _ours_entry(ours, variant, data, elements, 1)
+            if variant.threads:
+                continue
+            entry = _ours_entry(ours, variant, datas, elements, 1)
             entry.name = cache_entry(variant)
-            entry.elements *= ours.threads
+            entry.elements *= threads
             entries.append(entry)
-    measure_rounds([entry for entry in entries if entry.time], rounds, progress)
+    measure_rounds(
+        [entry for entry in entries if entry.time], rounds, progress, measurement_seconds
+    )
     return {entry.name: entry for entry in entries}
 
 
+def not_measured(
+    group: Group,
+    peers: Mapping[str, Backend | Missing],
+    limits: Limits | LimitsUnavailable,
+    problem: str,
+) -> dict[str, Entry]:
+    """The group's entries, none of them measured, for one reason."""
+    names = [variant.entry for variant in group.variants]
+    names += peers
+    for variant in group.variants if group.limits else ():
+        names += limit_names(group, variant)
+    entries = {name: Entry(name, group.case.elements, problem=problem) for name in names}
+    for name, peer in peers.items():
+        if isinstance(peer, Missing):
+            entries[name].problem = peer.reason
+    return entries
+
+
 def measure_rounds(
-    entries: list[Entry], rounds: int, progress: Callable[[str], None] = lambda text: None
+    entries: list[Entry],
+    rounds: int,
+    progress: Callable[[str], None] = lambda text: None,
+    measurement_seconds: float = _MEASUREMENT_SECONDS,
 ) -> None:
     """Adds a value to each entry's `seconds` per round; every second round runs backwards."""
     with _no_garbage_collection():
-        repetitions = {entry.name: _calibrate(entry) for entry in entries}
+        repetitions: dict[str, int] = {}
+        for entry in entries:
+            with _listing_failure(entry):
+                repetitions[entry.name] = _calibrate(entry, measurement_seconds)
         for index in range(rounds):
             progress(f"round {index + 1} of {rounds}")
             for entry in entries if index % 2 == 0 else reversed(entries):
-                entry.seconds.append(_measure(entry, repetitions[entry.name]))
+                if entry.problem is None:
+                    with _listing_failure(entry):
+                        entry.seconds.append(_measure(entry, repetitions[entry.name]))
     for entry in entries:
-        entry.details["calls_per_round"] = repetitions[entry.name]
+        if entry.problem is None:
+            entry.details["calls_per_round"] = repetitions[entry.name]
+
+
+@contextmanager
+def _listing_failure(entry: Entry) -> Iterator[None]:
+    """An entry that worked at first and then fails has no figures; the others go on."""
+    try:
+        yield
+    except Exception as error:  # a peer's failure, whatever it is
+        entry.problem = f"failed: {type(error).__name__}: {error}"
+        entry.failed = True
+        entry.seconds.clear()
 
 
 def limit_names(group: Group, variant: Variant) -> list[str]:
@@ -113,7 +181,8 @@ def limit_names(group: Group, variant: Variant) -> list[str]:
     if not group.limits:
         return []
     if group.case.work is Work.FORWARD:
-        return ["read limit" + (", uint8 targets" if variant.targets == "uint8" else "")]
+        more = ", uint8 targets" if targets_kind(group.case, variant) == "uint8" else ""
+        return ["read limit" + more]
     return ["write limit, ordinary stores", "write limit, streaming stores"]
 
 
@@ -138,33 +207,51 @@ def check(
                 f"loss {loss!r}, expected {expected.loss!r}: "
                 f"relative error {error:.2g}, allowed {tolerance.loss:.2g}"
             )
+    if expected.losses is not None:
+        losses = _flat(gradient, expected.losses, "losses")
+        scale = np.maximum(np.abs(expected.losses), 1)
+        _check_elements(losses, expected.losses, scale, tolerance, "losses")
     if expected.gradient is not None:
-        if gradient is None or gradient.shape != expected.gradient.shape:
-            raise WrongResult("no gradient, or one of another shape")
-        count = gradient.size
-        error = np.abs(gradient - expected.gradient) * count
-        allowed = tolerance.gradient + tolerance.gradient_relative * count * np.abs(
-            expected.gradient
+        # The derivative before the mean, in units of which the tolerance is.
+        count = expected.gradient.size
+        slopes = _flat(gradient, expected.gradient, "gradient") * count
+        right = expected.gradient * count
+        _check_elements(slopes, right, np.ones(1), tolerance, "elements of the gradient")
+
+
+def _flat(found: np.ndarray | None, expected: np.ndarray, what: str) -> np.ndarray:
+    if found is None or found.size != expected.size:
+        raise WrongResult(f"no {what}, or of another shape")
+    return found.reshape(-1).astype(np.float64, copy=False)
+
+
+def _check_elements(
+    found: np.ndarray, right: np.ndarray, scale: np.ndarray, tolerance: Tolerance, what: str
+) -> None:
+    allowed = tolerance.gradient * scale + tolerance.gradient_relative * np.abs(right)
+    # Written so that NaN is wrong.
+    wrong = np.flatnonzero(~(np.abs(found - right) <= allowed))
+    if wrong.size:
+        at = int(wrong[0])
+        raise WrongResult(
+            f"{wrong.size} of {right.size} {what} are wrong; at {at}: "
+            f"{float(found[at])!r}, expected {float(right[at])!r}"
         )
-        # Written so that NaN is wrong.
-        wrong = np.flatnonzero(~(error <= allowed))
-        if wrong.size:
-            at = int(wrong[0])
-            raise WrongResult(
-                f"{wrong.size} of {count} elements of the gradient are wrong; at {at}: "
-                f"{gradient[at]!r}, expected {expected.gradient[at]!r}"
-            )
 
 
-def _ours_entry(ours: Backend, variant: Variant, data: Data, elements: int, threads: int) -> Entry:
+def _ours_entry(
+    ours: Backend, variant: Variant, datas: list[Data], elements: int, threads: int
+) -> Entry:
     entry = Entry(variant.entry, elements)
 
     def context() -> AbstractContextManager[None]:
-        return settings(threads, variant.isa)
+        return settings(variant.threads or threads, variant.isa)
 
     try:
         with context():
-            _prepare(entry, ours, data, variant.targets, elements)
+            _prepare(entry, ours, datas, variant, elements)
+    except Unsupported as error:
+        entry.problem = f"not able ({error})"
     except ValueError as error:
         if variant.isa is None:
             raise
@@ -173,68 +260,126 @@ def _ours_entry(ours: Backend, variant: Variant, data: Data, elements: int, thre
     return entry
 
 
-def _peer_entry(name: str, peer: Backend | Missing, data: Data, *, all_forms: bool) -> Entry:
-    entry = Entry(name, data.case.elements)
+def _peer_entry(
+    name: str,
+    peer: Backend | Missing,
+    datas: list[Data],
+    *,
+    all_forms: bool,
+    call_seconds: float,
+) -> Entry:
+    elements = sum(data.case.elements for data in datas)
+    entry = Entry(name, elements)
     if isinstance(peer, Missing):
         entry.problem = peer.reason
         return entry
     try:
-        _prepare(entry, peer, data, OURS.targets, data.case.elements, all_forms=all_forms)
+        _prepare(entry, peer, datas, OURS, elements, all_forms=all_forms, call_seconds=call_seconds)
+    except Unsupported as error:
+        entry.problem = f"not able ({error})"
     except Exception as error:  # a peer's failure, whatever it is, is listed, and the others go on
         entry.problem = f"failed: {type(error).__name__}: {error}"
         entry.failed = True
     return entry
 
 
+@dataclass
+class _Way:
+    """A backend's form for each array of the case."""
+
+    label: str
+    forms: list[Form]
+    time: Callable[[int], float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        timers = [_timer(form) for form in self.forms]
+        if len(timers) == 1:
+            (self.time,) = timers
+        else:
+            # One after the other, as a loop over images has it.
+            self.time = lambda calls: sum(time_one(1) for _ in range(calls) for time_one in timers)
+
+
 def _prepare(
     entry: Entry,
     backend: Backend,
-    data: Data,
-    targets: str,
+    datas: list[Data],
+    variant: Variant,
     elements: int,
     *,
     all_forms: bool = True,
+    call_seconds: float = math.inf,
 ) -> None:
-    """Checks the backend's forms and gives the entry the fastest."""
-    case = replace(data.case, elements=elements)
-    gradient = data.gradient[:elements]
-    forms = backend.forms(case, data.scores[:elements], data.targets(targets)[:elements], gradient)
+    """Checks the backend's forms and gives the entry the fastest.
+
+    `elements` is fewer than there are only where there is one array, which is then cut.
+    """
+    backend.begin(datas[0].case)
+    found: list[list[Form]] = []
+    for data in datas:
+        count = min(elements, data.case.elements)
+        cut = count < data.case.elements
+        case = replace(data.case, elements=count, shape=None if cut else data.case.shape)
+        arrays = [data.scores, data.targets(targets_kind(case, variant)), data.gradient]
+        arrays += [] if data.weight is None else [data.weight]
+        found.append(backend.forms(case, *(data.shaped(array[:count]) for array in arrays)))
+    ways = [_Way(forms[0].label, list(forms)) for forms in zip(*found, strict=True)]
     if not all_forms:
-        del forms[1:]
-    expected = data.reference(targets, elements)
-    tolerance = backend.tolerance(case, targets)
-    listed: dict[str, dict[str, float]] = {form.label: {} for form in forms}
-    for form in forms:
-        gradient.fill(np.nan)  # what another form left there must not pass
-        start = perf_counter()
-        result = form.run()
+        del ways[1:]
+    listed: dict[str, dict[str, float]] = {way.label: {} for way in ways}
+    fast = []
+    for way in ways:
+        first = 0.0
+        for form, data in zip(way.forms, datas, strict=True):
+            count = min(elements, data.case.elements)
+            kind = targets_kind(data.case, variant)
+            data.gradient[:count].fill(np.nan)  # what another form left there must not pass
+            start = perf_counter()
+            result = form.run()
+            first += perf_counter() - start
+            try:
+                tolerance = backend.tolerance(replace(data.case, elements=count), kind)
+                check(form.unpack(result), data.reference(kind, count), tolerance)
+            except WrongResult as error:
+                entry.problem = f"wrong result ({way.label}): {error}"
+                entry.failed = True
+                return
+            del result
         if backend.compiles:
-            listed[form.label]["first_call_seconds"] = perf_counter() - start
-        try:
-            check(form.unpack(result), expected, tolerance)
-        except WrongResult as error:
-            entry.problem = f"wrong result ({form.label}): {error}"
-            entry.failed = True
-            return
-        del result
-    if len(forms) > 1:
-        trials = [
-            Entry(form.label, elements, time=_timer(form), context=entry.context) for form in forms
-        ]
+            listed[way.label]["first_call_seconds"] = first
+        if first > call_seconds:
+            second = way.time(1)  # the first one may have compiled
+            if second > call_seconds:
+                listed[way.label]["call_seconds"] = second
+                continue
+        fast.append(way)
+    entry.details["forms"] = listed
+    if not fast:
+        least = min(figures["call_seconds"] for figures in listed.values())
+        entry.problem = (
+            f"too slow for this profile (a call took {least:.2g} s, allowed are {call_seconds:g})"
+        )
+        return
+    if len(fast) > 1:
+        trials = [Entry(way.label, elements, time=way.time, context=entry.context) for way in fast]
         measure_rounds(trials, _TRIAL_ROUNDS)
         for trial in trials:
+            if trial.problem is not None:
+                raise RuntimeError(f"{trial.name}: {trial.problem}")
             listed[trial.name]["trial_seconds"] = min(trial.seconds)
-        forms.sort(key=lambda form: listed[form.label]["trial_seconds"])
-    entry.time = _timer(forms[0])
-    entry.details["form"] = forms[0].label
-    entry.details["forms"] = listed
+        fast.sort(key=lambda way: listed[way.label]["trial_seconds"])
+    entry.time = fast[0].time
+    entry.details["form"] = fast[0].label
 
 
 def _limit_entries(group: Group, data: Data, limits: Limits | LimitsUnavailable) -> list[Entry]:
     entries: dict[str, Entry] = {}
     a = data.scores
     for variant in group.variants:
-        b = data.targets(variant.targets)
+        b = data.targets(targets_kind(group.case, variant))
+        if data.weight is not None:
+            # The loop knows two arrays: the second has the bytes of both.
+            b = np.concatenate([b, data.weight])
         for name in limit_names(group, variant):
             if name in entries:
                 continue
@@ -262,6 +407,8 @@ def _limit_timer(
 
 
 def _timer(form: Form) -> Callable[[int], float]:
+    if form.time is not None:
+        return form.time
     run = form.run
 
     def timed(calls: int) -> float:
@@ -273,17 +420,20 @@ def _timer(form: Form) -> Callable[[int], float]:
     return timed
 
 
-def _calibrate(entry: Entry) -> int:
+def _calibrate(entry: Entry, measurement_seconds: float) -> int:
     """How many calls a measurement makes."""
     assert entry.time is not None
     calls = 1
     with entry.context():
         while True:
             # The smallest: an interruption must not make it look as if one call were enough.
-            seconds = min(entry.time(calls) for _ in range(_CALIBRATIONS))
-            if seconds >= _MEASUREMENT_SECONDS / 2:
-                return max(1, round(calls * _MEASUREMENT_SECONDS / seconds))
-            missing = _MEASUREMENT_SECONDS / max(seconds, 1e-9)
+            seconds = entry.time(calls)
+            if seconds < _CERTAIN * measurement_seconds:
+                more = (entry.time(calls) for _ in range(_CALIBRATIONS - 1))
+                seconds = min(seconds, *more)
+            if seconds >= measurement_seconds / 2:
+                return max(1, round(calls * measurement_seconds / seconds))
+            missing = measurement_seconds / max(seconds, 1e-9)
             calls = math.ceil(calls * min(max(missing, 2), 100))
 
 
@@ -294,7 +444,7 @@ def _measure(entry: Entry, calls: int) -> float:
         time.sleep(_PAUSE_SECONDS)
         last = entry.seconds[-1] if entry.seconds else 0.0
         if last < _NO_WARM_UP_SECONDS:
-            entry.time(max(1, math.ceil(calls * _WARM_UP_SECONDS / _MEASUREMENT_SECONDS)))
+            entry.time(max(1, math.ceil(calls * _WARM_UP_SHARE)))
         return entry.time(calls) / calls
 
 

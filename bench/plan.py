@@ -6,6 +6,8 @@ variants) is measured in the same rounds, so that any two of its entries can be 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -16,39 +18,101 @@ class Work(Enum):
     FORWARD = "forward"
     BACKWARD = "backward"
     BOTH = "forward + backward"
+    ELEMENTWISE = "elementwise"  # the losses, none of them added to another
 
 
 class Gradient(Enum):
-    """Where the gradient goes."""
+    """Where the gradient goes, or the losses of the elements."""
 
     NONE = ""
     REUSED = "reused"  # into an array that the caller keeps
     FRESH = "fresh"  # into an array allocated by the call and dropped after it
 
 
+class Option(Enum):
+    """What the loss has beside scores and targets."""
+
+    NONE = ""
+    UINT8 = "uint8 targets"  # for every backend; who takes none converts them within the call
+    POS_WEIGHT = "pos_weight"
+    IGNORE = "ignore_label"  # the divisor is the number of the others
+    WEIGHT = "element weight"
+
+
+# The values of the options.
+POS_WEIGHT = 3.0
+IGNORED_TARGET = -1
+
+HALVES = ("float16", "bfloat16")
+_ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Scores as a model has them: one array, or several of different sizes, a call for each."""
+
+    label: str
+    parts: tuple[tuple[int, ...], ...]
+
+    @property
+    def name(self) -> str:
+        if len(self.parts) > 1:
+            return f"{self.label} of {len(self.parts)} sizes"
+        return f"{self.label} {'x'.join(map(str, self.parts[0]))}"
+
+    @property
+    def elements(self) -> int:
+        return sum(math.prod(part) for part in self.parts)
+
+
+MULTI_LABEL = Shape("multi-label", ((256, 1000),))
+SEGMENTATION = Shape("segmentation", ((8, 1, 1024, 1024),))
+DETECTION = Shape("detection", ((1, 200000, 80),))
+EDGE_MAPS = Shape(
+    "edge maps", ((1, 1, 321, 481), (1, 1, 481, 321), (1, 1, 375, 500), (1, 1, 425, 560))
+)
+SHAPES = (MULTI_LABEL, SEGMENTATION, DETECTION, EDGE_MAPS)
+
+
 @dataclass(frozen=True)
 class Case:
-    """A task, the same for every backend: the mean loss, its gradient, or both, of 1-D arrays."""
+    """A task, the same for every backend: the mean loss, its gradient, or both.
+
+    Of 1-D arrays, unless there is a shape, whose number of elements is `elements`.
+    """
 
     work: Work
     dtype: str  # of the scores; NumPy's name
     elements: int
     gradient: Gradient = Gradient.NONE
+    option: Option = Option.NONE
+    shape: Shape | None = None
 
     @property
     def name(self) -> str:
-        parts = [self.work.value, self.gradient.value, self.dtype, size_name(self.elements)]
+        size = self.shape.name if self.shape else size_name(self.elements)
+        parts = [self.work.value, self.gradient.value, self.dtype, size, self.option.value]
         return " ".join(part for part in parts if part)
+
+    def parts(self) -> Iterator[Case]:
+        """A case for each array; the case itself where there is one."""
+        if self.shape is None or len(self.shape.parts) == 1:
+            yield self
+            return
+        for part in self.shape.parts:
+            shape = Shape(self.shape.label, (part,))
+            yield replace(self, shape=shape, elements=shape.elements)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Ours, with other targets or another instruction set."""
+    """Ours, with other targets, another instruction set or another number of threads."""
 
     targets: str = (
         "hard"  # "hard": 0 or 1, of the scores' dtype; "soft": in [0, 1); "uint8": 0 or 1
     )
     isa: str | None = None  # None: the best that the machine has
+    threads: int | None = None  # None: as many as everything else
 
     @property
     def entry(self) -> str:
@@ -57,6 +121,8 @@ class Variant:
             remarks.append(f"{self.targets} targets")
         if self.isa:
             remarks.append(self.isa)
+        if self.threads:
+            remarks.append(f"{self.threads} thread{'s' if self.threads > 1 else ''}")
         return ", ".join(["ours", *remarks])
 
 
@@ -81,7 +147,10 @@ FASTEST_PEER = "the fastest peer"
 LIMIT = "the limit"
 
 OURS = Variant()
+AVX512 = Variant(isa="avx512")
 AVX2 = Variant(isa="avx2")
+NEON = Variant(isa="neon")
+SCALAR = Variant(isa="scalar")
 UINT8 = Variant(targets="uint8")
 SOFT = Variant(targets="soft")
 
@@ -102,19 +171,81 @@ class Group:
     """A case and its rows. Limits are of no use where the cost of a call outweighs the memory's."""
 
     case: Case
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...] = (Row(OURS),)
     limits: bool = True
     reduced: bool = False  # smaller than planned: the aims are not for this size
+    rounds: int | None = None  # at most so many
+    all_forms: bool = True  # try each way that a peer has; else the first that it names
 
     @property
     def variants(self) -> tuple[Variant, ...]:
         return tuple(row.variant for row in self.rows)
 
 
-def plan() -> list[Group]:
-    """All groups, in the order of the report."""
+@dataclass(frozen=True)
+class Profile:
+    """How much is measured.
+
+    rounds: of each group, unless it has fewer.
+    max_elements: no array is larger.
+    call_seconds: an entry of which one call takes longer is listed as too slow.
+    seconds: after which no group is begun (first calls, which compile, do not count). What is
+        missing then is listed.
+    all_forms: whether peers with several forms may try them.
+    measurement_seconds: a measurement repeats its call until it lasts about so long.
+    """
+
+    rounds: int
+    max_elements: int
+    call_seconds: float
+    seconds: float
+    all_forms: bool = True
+    # 10^5 times what the clock resolves.
+    measurement_seconds: float = 8e-3
+
+
+PROFILES = {
+    # It is to find what is wrong: its times are too short to be compared.
+    "quick": Profile(
+        rounds=3,
+        max_elements=2**16,
+        call_seconds=0.1,
+        seconds=100,
+        all_forms=False,
+        measurement_seconds=1e-3,
+    ),
+    "default": Profile(rounds=15, max_elements=2**26, call_seconds=0.6, seconds=420),
+    "full": Profile(rounds=25, max_elements=2**26, call_seconds=10, seconds=math.inf),
+}
+
+# Of what is there for a plot or a comparison, not for an aim.
+_FEW_ROUNDS = 5
+_SOME_ROUNDS = 9
+_BOTH_REUSED = (Work.BOTH, Gradient.REUSED)
+_FORWARD = (Work.FORWARD, Gradient.NONE)
+
+
+def plan(profile: str = "default", threads: int = 2) -> list[Group]:
+    """All groups, in the order of the report: the aims' first, and last what is only plotted."""
+    groups = [
+        *_aims(threads),
+        *_elementwise(),
+        *_halves(),
+        *_options(full=profile == "full"),
+        *_shapes(full=profile == "full"),
+    ]
+    measured = {group.case for group in groups}
+    groups += [group for group in _sweep(profile) if group.case not in measured]
+    return reduced(groups, PROFILES[profile].max_elements)
+
+
+def _aims(threads: int) -> list[Group]:
+    """The groups that are judged."""
     compiled = "torch.compile"
     fastest = FASTEST_PEER
+    # Each instruction set by name, and fewer threads than the rest has.
+    sets = [Row(AVX512), Row(NEON), Row(SCALAR)]
+    fewer = [Row(Variant(threads=count)) for count in _counts_below(threads)]
     groups = [
         Group(
             Case(Work.FORWARD, "float32", 2**24),
@@ -123,6 +254,8 @@ def plan() -> list[Group]:
                 Row(SOFT),
                 Row(UINT8, (Aim(0.95, OURS.entry),)),
                 Row(AVX2, (Aim(1.3, compiled),)),
+                *sets,
+                *fewer,
             ),
         ),
         Group(Case(Work.FORWARD, "float32", 2**20), (Row(OURS, (Aim(2.5, fastest),)),)),
@@ -135,7 +268,7 @@ def plan() -> list[Group]:
         reused = gradient is Gradient.REUSED
         case = Case(Work.BOTH, "float32", 2**24, gradient)
         aims = (Aim(compiled_factor, compiled), *([Aim(0.95, LIMIT)] if reused else []))
-        more = [Row(SOFT), Row(AVX2, (Aim(1.3, compiled),))] if reused else []
+        more = [Row(SOFT), Row(AVX2, (Aim(1.3, compiled),)), *sets, *fewer] if reused else []
         groups += [
             Group(case, (Row(OURS, aims), *more)),
             Group(
@@ -144,13 +277,14 @@ def plan() -> list[Group]:
             Group(
                 replace(case, elements=2**16), (Row(OURS, (Aim(2.0, fastest),) if reused else ()),)
             ),
-            Group(replace(case, elements=2**10), (Row(OURS),), limits=False),
+            Group(replace(case, elements=2**10), limits=False),
         ]
     groups += [
         Group(
             Case(Work.BACKWARD, "float32", 2**24, Gradient.REUSED),
             (Row(OURS, (Aim(0.95, LIMIT),)),),
         ),
+        Group(Case(Work.BACKWARD, "float32", 2**24, Gradient.FRESH), rounds=_SOME_ROUNDS),
         Group(
             Case(Work.FORWARD, "float64", 2**23),
             (Row(OURS, (Aim(2.0, compiled), Aim(0.45, LIMIT))),),
@@ -159,8 +293,93 @@ def plan() -> list[Group]:
             Case(Work.BOTH, "float64", 2**23, Gradient.REUSED),
             (Row(OURS, (Aim(2.0, compiled), Aim(0.6, LIMIT))),),
         ),
+        _beside(Case(Work.BOTH, "float64", 2**23, Gradient.FRESH)),
     ]
     return groups
+
+
+def _beside(case: Case, *, limits: bool = True, rounds: int = _SOME_ROUNDS) -> Group:
+    """A group that no aim is for: fewer rounds, and one form per peer."""
+    return Group(case, limits=limits, rounds=rounds, all_forms=False)
+
+
+def _elementwise() -> list[Group]:
+    return [
+        _beside(Case(Work.ELEMENTWISE, dtype, elements, gradient))
+        for dtype, elements in (("float32", 2**22), ("float64", 2**21))
+        for gradient in (Gradient.REUSED, Gradient.FRESH)
+    ]
+
+
+def _halves() -> list[Group]:
+    # At 2^20 elements the gradient of a mean is not all 0 in float16.
+    works = (*_with_gradients(Work.BOTH), _FORWARD, (Work.BACKWARD, Gradient.REUSED))
+    return [
+        _beside(Case(work, dtype, 2**20, gradient)) for dtype in HALVES for work, gradient in works
+    ]
+
+
+def _options(*, full: bool) -> list[Group]:
+    groups = []
+    for option in Option:
+        if option is Option.NONE:
+            continue
+        works = [_FORWARD, *_with_gradients(Work.BOTH)]
+        if full:
+            works += [*_with_gradients(Work.BACKWARD), *_with_gradients(Work.ELEMENTWISE)]
+        for work, gradient in works:
+            # The loop of the write limit reads two arrays of the scores' dtype.
+            writes = gradient is not Gradient.NONE
+            limits = not (writes and option in (Option.WEIGHT, Option.UINT8))
+            for dtype in ("float32", "float64") if full else ("float32",):
+                case = Case(work, dtype, 2**20, gradient, option)
+                groups.append(_beside(case, limits=limits))
+    return groups
+
+
+def _shapes(*, full: bool) -> list[Group]:
+    works = [_FORWARD, *_with_gradients(Work.BOTH)]
+    if full:
+        works += _with_gradients(Work.BACKWARD)
+    return [
+        _beside(
+            Case(work, "float32", shape.elements, gradient, shape=shape),
+            limits=len(shape.parts) == 1,
+            rounds=_SOME_ROUNDS if shape.elements < 2**22 else _FEW_ROUNDS,
+        )
+        for shape in SHAPES
+        for work, gradient in works
+    ]
+
+
+def _sweep(profile: str) -> list[Group]:
+    """Sizes from 2^8 to 2^26, for the plots."""
+    works = [_FORWARD, _BOTH_REUSED]
+    if profile == "full":
+        works += [(Work.BOTH, Gradient.FRESH), (Work.BACKWARD, Gradient.REUSED)]
+    step = 1 if profile == "full" else 2
+    return [
+        # As with the judged groups: no limit where starting a call costs more.
+        _beside(
+            Case(work, "float32", 2**k, gradient),
+            limits=k >= 12,
+            rounds=_FEW_ROUNDS if k < 24 else 3,
+        )
+        for work, gradient in works
+        for k in range(8, 27, step)
+    ]
+
+
+def _with_gradients(work: Work) -> list[tuple[Work, Gradient]]:
+    """Each comparison of gradients is two rows."""
+    return [(work, Gradient.REUSED), (work, Gradient.FRESH)]
+
+
+def _counts_below(threads: int) -> list[int]:
+    """1, 2, 3 ... below `threads`; of many, the powers of two."""
+    if threads <= 8:
+        return list(range(1, threads))
+    return [2**k for k in range(threads.bit_length()) if 2**k < threads]
 
 
 def reduced(groups: list[Group], max_elements: int) -> list[Group]:
@@ -168,12 +387,29 @@ def reduced(groups: list[Group], max_elements: int) -> list[Group]:
     seen = set()
     kept = []
     for group in groups:
-        case = replace(group.case, elements=min(group.case.elements, max_elements))
+        case = _reduced(group.case, max_elements)
         if case in seen:
             continue
         seen.add(case)
         kept.append(replace(group, case=case, reduced=group.reduced or case != group.case))
     return kept
+
+
+def _reduced(case: Case, max_elements: int) -> Case:
+    if case.elements <= max_elements:
+        return case
+    if case.shape is None:
+        return replace(case, elements=max_elements)
+    parts = list(case.shape.parts)
+    while sum(map(math.prod, parts)) > max_elements:
+        index = max(range(len(parts)), key=lambda i: math.prod(parts[i]))
+        longest = max(parts[index])
+        if longest == 1:
+            break  # one element each: fewer would be another case
+        axis = parts[index].index(longest)
+        parts[index] = (*parts[index][:axis], longest // 2, *parts[index][axis + 1 :])
+    shape = Shape(case.shape.label, tuple(parts))
+    return replace(case, shape=shape, elements=shape.elements)
 
 
 def chosen(groups: list[Group], text: str) -> list[Group]:
@@ -196,3 +432,21 @@ def size_name(elements: int) -> str:
     """2^k where it is one."""
     k = elements.bit_length() - 1
     return f"2^{k}" if elements == 2**k else str(elements)
+
+
+def targets_kind(case: Case, variant: Variant) -> str:
+    """The targets that a variant gets in a case: the case's option goes first."""
+    if case.option is Option.UINT8:
+        return "uint8"
+    if case.option is Option.IGNORE:
+        return "ignored"
+    return variant.targets
+
+
+def bytes_per_element(case: Case, variant: Variant) -> int:
+    """That the work has to move at least: each array of the caller read once or written once."""
+    scores = _ITEMSIZE[case.dtype]
+    targets = 1 if targets_kind(case, variant) == "uint8" else scores
+    weight = scores if case.option is Option.WEIGHT else 0
+    written = 0 if case.work is Work.FORWARD else scores
+    return scores + targets + weight + written

@@ -7,26 +7,27 @@ from typing import Any
 
 import numpy as np
 
-from .backends import PEERS
+from .backends import OURS_ELSEWHERE, PEERS
 from .measure import Entry, cache_entry, limit_names
 from .plan import (
     FASTEST_PEER,
     LIMIT,
     OURS,
     Aim,
-    Case,
     Group,
     Row,
-    Variant,
-    Work,
+    bytes_per_element,
     row_name,
     size_name,
 )
 
-# Raised when a key of the JSON changes its meaning or goes.
-SCHEMA = 1
+# Raised when a key of the JSON changes its meaning or goes. 2: more cases, so `option` and `shape`
+# beside `elements`; `profile`, `accuracy`, `scaling` and `memory`.
+SCHEMA = 2
 
 _NONE = "-"
+_LIMITS = "Limits"
+_FORMS = "How the peers were called"
 
 
 def group_report(
@@ -41,6 +42,8 @@ def group_report(
         "dtype": case.dtype,
         "elements": case.elements,
         "gradient": case.gradient.value or None,
+        "option": case.option.value or None,
+        "shape": case.shape.name if case.shape else None,
         "reduced": group.reduced,
         "working_set_bytes": working_set,
         "working_set_fits_in_cache": None if cache_bytes is None else working_set <= cache_bytes,
@@ -62,16 +65,10 @@ def row_reports(group: Group, entries: dict[str, Entry]) -> list[dict[str, Any]]
     return [_row_report(group, row, entries) for row in group.rows]
 
 
-def bytes_per_element(case: Case, variant: Variant) -> int:
-    """That the work has to move at least: each array of the caller read once or written once."""
-    scores = np.dtype(case.dtype).itemsize
-    targets = 1 if variant.targets == "uint8" else scores
-    return scores + targets + (0 if case.work is Work.FORWARD else scores)
-
-
 def _row_report(group: Group, row: Row, entries: dict[str, Entry]) -> dict[str, Any]:
     case, variant = group.case, row.variant
     entry = entries[variant.entry]
+    count = bytes_per_element(case, variant)
     report: dict[str, Any] = {
         "name": row_name(case, variant),
         "group": case.name,
@@ -80,9 +77,12 @@ def _row_report(group: Group, row: Row, entries: dict[str, Entry]) -> dict[str, 
         "dtype": case.dtype,
         "elements": case.elements,
         "gradient": case.gradient.value or None,
+        "option": case.option.value or None,
+        "shape": case.shape.name if case.shape else None,
         "targets": variant.targets,
         "isa": variant.isa,
-        "bytes_per_element": bytes_per_element(case, variant),
+        "threads": variant.threads,
+        "bytes_per_element": count,
         "problem": entry.problem,
     }
     ratios = {
@@ -90,22 +90,24 @@ def _row_report(group: Group, row: Row, entries: dict[str, Entry]) -> dict[str, 
         for name in [*PEERS, *([OURS.entry] if variant != OURS else [])]
         if entry.seconds and name in entries and entries[name].seconds
     }
-    peers = [name for name in ratios if name in PEERS]
+    peers = [name for name in ratios if name in PEERS and name not in OURS_ELSEWHERE]
     fastest = min(peers, key=lambda name: ratios[name]["median"], default=None)
     shares = {
         name: spread(entry.rates / entries[name].rates)
         for name in limit_names(group, variant)
-        if entry.seconds and entries[name].seconds
+        if entry.seconds and name in entries and entries[name].seconds
     }
     binding = min(shares, key=lambda name: shares[name]["median"], default=None)
     cache = entries.get(cache_entry(variant))
     report |= {
         "seconds": spread(np.array(entry.seconds)) if entry.seconds else None,
         "gelem_per_second": spread(entry.rates / 1e9) if entry.seconds else None,
+        "gigabytes_per_second": spread(count * entry.rates / 1e9) if entry.seconds else None,
         "ratios": ratios,
         "fastest_peer": fastest,
         "limits": shares,
         "limit": binding,
+        "of_the_limit": shares[binding] if binding else None,
         "in_cache_gelem_per_second": (
             spread(cache.rates / 1e9) if cache and cache.seconds else None
         ),
@@ -136,10 +138,31 @@ def spread(values: np.ndarray) -> dict[str, float]:
     return {"median": median, "p20": p20, "p80": p80}
 
 
-def tables(report: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
+Table = tuple[str, list[list[str]]]
+
+
+def tables(report: dict[str, Any]) -> list[Table]:
     """Titles and cells; the first line of each table holds its headings."""
-    peers = list(report["backends"])
-    rows = [
+    found = [
+        _speed(report),
+        _ratios(report),
+        _aims(report),
+        _accuracy(report),
+        _scaling(report),
+        _memory(report),
+        _limits(report),
+        _forms(report),
+        _not_measured(report),
+    ]
+    return [(title, cells) for title, cells in found if len(cells) > 1]
+
+
+def _about(row: dict[str, Any]) -> list[str]:
+    return [_work(row), row["dtype"], row.get("shape") or size_name(row["elements"])]
+
+
+def _speed(report: dict[str, Any]) -> Table:
+    cells = [
         [
             "work",
             "dtype",
@@ -147,52 +170,193 @@ def tables(report: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
             "data",
             "time",
             "Gelem/s",
-            *(f"vs {name}" for name in peers),
-            "vs ours",
+            "GB/s",
             "of the limit",
             "in cache, Gelem/s",
+            "fastest peer",
+            "vs it",
         ]
     ]
-    aims = [["work", "dtype", "size", "aim", "found", "holds"]]
     for row in report["rows"]:
-        about = [_work(row), row["dtype"], size_name(row["elements"])]
-        aims += [[*about, aim["text"], *_aim_cells(aim)] for aim in row["aims"]]
-        rows.append(
+        fastest = row["fastest_peer"]
+        cells.append(
             [
-                *about,
+                *_about(row),
                 _data(row, report),
                 _time(row["seconds"]),
                 _number(row["gelem_per_second"], row["problem"]),
-                *(_ratio(row, name, report) for name in peers),
-                _ratio(row, OURS.entry, report),
+                _number(row.get("gigabytes_per_second"), None, spread_too=False),
                 _share(row),
                 _number(row["in_cache_gelem_per_second"], None, spread_too=False),
+                fastest or _NONE,
+                _ratio(row, fastest, report) if fastest else _NONE,
             ]
         )
-    limits = [["limit", "measured beside", "Gelem/s", "p20..p80"]]
-    forms = [["peer", "measured in", "form", "first call, s", "other forms"]]
+    return "Ours against the peers and the limits", cells
+
+
+def _ratios(report: dict[str, Any]) -> Table:
+    """A column for each backend that was measured somewhere."""
+    measured = [
+        name for name in report["backends"] if any(name in row["ratios"] for row in report["rows"])
+    ]
+    names = [*measured, OURS.entry]
+    cells = [["work", "dtype", "size", *(f"vs {name}" for name in names)]]
+    for row in report["rows"]:
+        cells.append([*_about(row), *(_ratio(row, name, report) for name in names)])
+    return "Ours over each backend", cells
+
+
+def _aims(report: dict[str, Any]) -> Table:
+    cells = [["work", "dtype", "size", "aim", "found", "holds"]]
+    for row in report["rows"]:
+        cells += [[*_about(row), aim["text"], *_aim_cells(aim)] for aim in row["aims"]]
+    return "Aims", cells
+
+
+def _limits(report: dict[str, Any]) -> Table:
+    cells = [["limit", "measured beside", "Gelem/s", "p20..p80"]]
     for group in report["groups"]:
         for name, entry in group["entries"].items():
-            if " limit" in name:
-                figure = None
-                if entry["seconds"]:
-                    figure = spread(entry["elements"] / np.array(entry["seconds"]) / 1e9)
-                limits.append(
-                    [
-                        name,
-                        group["name"],
-                        f"{figure['median']:.2f}" if figure else entry["problem"],
-                        f"{figure['p20']:.2f}..{figure['p80']:.2f}" if figure else _NONE,
-                    ]
-                )
-            elif name in PEERS and entry.get("form"):
-                forms.append([name, group["name"], *_form_cells(entry)])
-    return [
-        ("Ours against the peers and the limits", rows),
-        ("Aims", aims),
-        ("Limits", limits),
-        ("How the peers were called", forms),
+            if " limit" not in name:
+                continue
+            figure = None
+            if entry["seconds"]:
+                figure = spread(entry["elements"] / np.array(entry["seconds"]) / 1e9)
+            cells.append(
+                [
+                    name,
+                    group["name"],
+                    f"{figure['median']:.2f}" if figure else entry["problem"] or _NONE,
+                    f"{figure['p20']:.2f}..{figure['p80']:.2f}" if figure else _NONE,
+                ]
+            )
+    return _LIMITS, cells
+
+
+def _forms(report: dict[str, Any]) -> Table:
+    cells = [["peer", "measured in", "form", "first call, s", "other forms"]]
+    for group in report["groups"]:
+        for name, entry in group["entries"].items():
+            if name in report["backends"] and entry.get("form"):
+                cells.append([name, group["name"], *_form_cells(entry)])
+    return _FORMS, cells
+
+
+def _accuracy(report: dict[str, Any]) -> Table:
+    cells = [["backend", "version", "dtype", *_ULP, "mean, relative", "mean, float32 ulp", ""]]
+    for entry in report.get("accuracy") or []:
+        mean = entry["mean_error"]
+        cells.append(
+            [
+                entry["backend"],
+                entry["version"] or _NONE,
+                entry["dtype"],
+                *(
+                    f"{float(entry[key][t]):.3g}" if entry[key] else _NONE
+                    for key in ("loss_ulp", "gradient_ulp")
+                    for t in ("0", "1")
+                ),
+                f"{float(mean['relative']):.1e}" if mean else _NONE,
+                f"{float(mean['float32_ulp']):.3g}" if mean else _NONE,
+                _reason(entry["problem"]) if entry["problem"] else "",
+            ]
+        )
+    return "Largest errors of an element, in ulp, and error of the mean", cells
+
+
+_ULP = ("loss, t = 0", "loss, t = 1", "gradient, t = 0", "gradient, t = 1")
+
+
+def _scaling(report: dict[str, Any]) -> Table:
+    """A line per backend, work and size, and per limit; a column per number of threads."""
+    entries = [entry for entry in report.get("scaling") or [] if entry["gelem_per_second"]]
+    counts = sorted({entry["threads"] for entry in entries})
+    lines: dict[tuple[Any, ...], dict[int, float]] = {}
+    limits: dict[tuple[Any, ...], dict[int, float]] = {}
+    for entry in entries:
+        about = entry["work"], size_name(entry["elements"])
+        line = lines.setdefault((entry["backend"], *about), {})
+        line[entry["threads"]] = entry["gelem_per_second"]["median"]
+        if entry["limit_gelem_per_second"]:
+            limit = limits.setdefault(("the limit", *about), {})
+            limit[entry["threads"]] = entry["limit_gelem_per_second"]["median"]
+    last = counts[-1] if counts else 1
+    cells = [["backend", "work", "size", *(f"{n}: Gelem/s" for n in counts), f"{last} over 1"]]
+    for key, rates in (lines | limits).items():
+        gain = f"{rates[last] / rates[1]:.2f}x" if {1, last} <= set(rates) else _NONE
+        figures = (f"{rates[n]:.3g}" if n in rates else _NONE for n in counts)
+        cells.append([*key, *figures, gain])
+    return "Threads", cells
+
+
+def _memory(report: dict[str, Any]) -> Table:
+    cells = [["backend", "work", "dtype", "size", "peak beyond arrays", "bytes per element"]]
+    for entry in report.get("memory") or []:
+        if entry["extra_bytes"] is None:
+            continue
+        cells.append(
+            [
+                entry["backend"],
+                entry["work"],
+                entry["dtype"],
+                size_name(entry["elements"]),
+                f"{entry['extra_bytes'] / 2**20:.1f} MiB",
+                f"{entry['bytes_per_element']:.1f}",
+            ]
+        )
+    return "Memory beyond the inputs and the returned gradient", cells
+
+
+def not_installed(report: dict[str, Any]) -> dict[str, str]:
+    """Backends of which nothing was measured, and why."""
+    return {
+        name: about["problem"] for name, about in report["backends"].items() if about["problem"]
+    }
+
+
+def not_able(report: dict[str, Any]) -> dict[tuple[str, str], list[str]]:
+    """By entry and reason, the groups in which an entry has no figure though it is there."""
+    missing = not_installed(report)
+    found: dict[tuple[str, str], list[str]] = {}
+    for group in report["groups"]:
+        for name, entry in group["entries"].items():
+            if entry["problem"] and name not in missing:
+                found.setdefault((name, entry["problem"]), []).append(group["name"])
+    return found
+
+
+def _not_measured(report: dict[str, Any]) -> Table:
+    cells = [["not measured", "where", "why"]]
+    cells += [
+        [name, "everything", _reason(problem)] for name, problem in not_installed(report).items()
     ]
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    # Reasons that differ in a figure or a detail alone become one line.
+    for (name, problem), groups in not_able(report).items():
+        by_reason.setdefault((name, _reason(problem)), []).extend(groups)
+    for (name, reason), groups in by_reason.items():
+        cells.append([name, _few(groups, len(report["groups"])), reason])
+    # Of accuracy the table itself says so.
+    for where in ("scaling", "memory"):
+        lines: dict[tuple[str, str], None] = {}
+        for entry in report.get(where) or []:
+            if entry["problem"] and entry["backend"] not in not_installed(report):
+                lines[entry["backend"], _reason(entry["problem"])] = None
+        cells += [[name, where, reason] for name, reason in lines]
+    return "Not measured", cells
+
+
+def _few(names: list[str], total: int) -> str:
+    if len(names) == total:
+        return "everything"
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _reason(problem: str) -> str:
+    text = " ".join(problem.split())
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def remarks(report: dict[str, Any]) -> list[str]:
@@ -203,7 +367,8 @@ def remarks(report: dict[str, Any]) -> list[str]:
         f"{machine['cpu']}, {settings['threads']} threads on CPUs {machine['cpus_used']}, "
         f"last-level cache {_size(cache)}, memory {_size(machine['memory_bytes'])}, "
         f"{report['date']}.",
-        f"{settings['rounds']} rounds; medians of per-round ratios, p20..p80 in parentheses. "
+        f"{settings['rounds']} rounds at most; medians of per-round ratios, p20..p80 in "
+        "parentheses. "
         "Gelem/s are for information: machines drift, ratios of one round do not.",
         f"Ours {report['ours']['version']}; "
         + "; ".join(
@@ -212,6 +377,10 @@ def remarks(report: dict[str, Any]) -> list[str]:
         )
         + f"; limits: {report['limits']['compiler'] or report['limits']['problem']}.",
     ]
+    lines.append(
+        "GB/s: the caller's arrays, each read once or written once. Of the limit: our rate over "
+        "that of a loop which only moves these bytes."
+    )
     lines.append(
         "Data: bytes of the arrays that a call reads and writes; from memory where they exceed the "
         "last-level cache, else from cache, where repeated calls find them."
@@ -242,10 +411,15 @@ def terminal(report: dict[str, Any]) -> str:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The first two tables and the remarks, for a README."""
+    """All tables but the limits and the forms, and the remarks."""
     parts = []
-    for _, cells in tables(report)[:2]:
-        lines = ["| " + " | ".join(line) + " |" for line in cells]
+    for title, cells in tables(report):
+        if title in (_LIMITS, _FORMS):
+            continue
+        parts.append(f"### {title}")
+        lines = [
+            "| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in cells
+        ]
         lines.insert(1, "|" + " --- |" * len(cells[0]))
         parts.append("\n".join(lines))
     parts.append("\n".join(f"- {remark}" for remark in remarks(report)))
@@ -255,7 +429,9 @@ def markdown(report: dict[str, Any]) -> str:
 def _work(row: dict[str, Any]) -> str:
     text = row["work"]
     if row["gradient"] == "fresh":
-        text += ", gradient freshly allocated"
+        text += f", {'losses' if text == 'elementwise' else 'gradient'} freshly allocated"
+    if row.get("option"):
+        text += f", {row['option']}"
     return str(text + row["entry"].removeprefix("ours"))
 
 
@@ -270,21 +446,26 @@ def _number(
     figure: dict[str, float] | None, problem: str | None, *, spread_too: bool = True
 ) -> str:
     if figure is None:
-        return problem or _NONE
-    text = f"{figure['median']:.2f}"
-    return text + f" ({figure['p20']:.2f}..{figure['p80']:.2f})" if spread_too else text
+        return _short(problem) if problem else _NONE
+    text = f"{figure['median']:.3g}"
+    return text + f" ({figure['p20']:.3g}..{figure['p80']:.3g})" if spread_too else text
 
 
 def _ratio(row: dict[str, Any], name: str, report: dict[str, Any]) -> str:
     figure = row["ratios"].get(name)
     if figure is None:
         problem = _group(report, row)["entries"].get(name, {}).get("problem")
-        return re.split(r"[:(]", problem)[0].strip() if problem else _NONE
+        return _short(problem) if problem else _NONE
     digits = 2 if figure["median"] < 10 else 1
     text = (
         f"{figure['median']:.{digits}f}x ({figure['p20']:.{digits}f}..{figure['p80']:.{digits}f})"
     )
     return text + " fastest" if name == row["fastest_peer"] else text
+
+
+def _short(problem: str) -> str:
+    """Without the reason, which the last table has."""
+    return re.split(r"[:(]", problem)[0].strip()
 
 
 def _share(row: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,21 @@ from bench.backends.numpy_layer import NumpyLayer
 from bench.backends.ours import Ours
 from bench.data import Data, aligned_empty
 from bench.limits import Limits, LimitsUnavailable
-from bench.measure import Entry, measure_group, measure_rounds
-from bench.plan import AVX2, LIMIT, OURS, UINT8, Aim, Case, Gradient, Group, Row, Work
+from bench.measure import Entry, measure_group, measure_rounds, not_measured
+from bench.plan import (
+    AVX2,
+    LIMIT,
+    OURS,
+    UINT8,
+    Aim,
+    Case,
+    Gradient,
+    Group,
+    Option,
+    Row,
+    Shape,
+    Work,
+)
 from bench.report import SCHEMA, row_reports, spread
 
 _ROOT = Path(__file__).parents[1]
@@ -39,7 +53,8 @@ _NO_LIMITS = LimitsUnavailable("not needed here")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, str]:
     """JSON, Markdown and text of a run on small arrays, with one peer."""
     folder = tmp_path_factory.mktemp("bench")
-    command = "-m bench --max-elements 4096 --rounds 2 --threads 1 --backends NumPy".split()
+    command = "-m bench --quick --max-elements 4096 --rounds 2 --threads 1 --no-figures".split()
+    command += ["--backends", "NumPy"]
     files = ["--json", str(folder / "out.json"), "--markdown", str(folder / "out.md")]
     done = subprocess.run(
         [sys.executable, *command, *files], cwd=_ROOT, capture_output=True, text=True, check=False
@@ -53,12 +68,16 @@ def test_report_has_every_row(run: tuple[dict[str, Any], str, str]) -> None:
     report, markdown, text = run
     assert report["schema"] == SCHEMA
     assert report["failures"] == []
+    groups = plan.reduced(plan.plan("quick", threads=1), 4096)
+    expected = [plan.row_name(group.case, row.variant) for group in groups for row in group.rows]
+    assert [row["name"] for row in report["rows"]] == expected
     both = "forward + backward"
-    expected = [
+    assert set(expected) >= {
         "forward float32 2^12",
         "forward float32 2^12, soft targets",
         "forward float32 2^12, uint8 targets",
         "forward float32 2^12, avx2",
+        "forward float32 2^12, scalar",
         "forward float32 2^10",
         f"{both} reused float32 2^12",
         f"{both} reused float32 2^12, soft targets",
@@ -69,8 +88,11 @@ def test_report_has_every_row(run: tuple[dict[str, Any], str, str]) -> None:
         "backward reused float32 2^12",
         "forward float64 2^12",
         f"{both} reused float64 2^12",
-    ]
-    assert [row["name"] for row in report["rows"]] == expected
+        "elementwise reused float32 2^12",
+        f"{both} reused bfloat16 2^12",
+        "forward float32 2^12 pos_weight",
+        "forward float32 edge maps of 4 sizes",
+    }
     assert markdown.count("\n| forward") >= len(expected) - 1
     assert "Ours against the peers and the limits" in text
 
@@ -84,8 +106,9 @@ def test_entries_are_measured_or_say_why_not(run: tuple[dict[str, Any], str, str
             else:
                 assert len(entry["seconds"]) == report["settings"]["rounds"], name
                 assert min(entry["seconds"]) > 0, name
-        assert not group["entries"]["ours"]["problem"]
-        assert not group["entries"]["NumPy"]["problem"]
+        for name in ("ours", "NumPy"):
+            problem = group["entries"][name]["problem"] or ""
+            assert problem.startswith(f"not able ({group['dtype']}") == ("float16" in group["name"])
         for peer in ("PyTorch", "torch.compile", "JAX"):
             assert group["entries"][peer]["problem"] == "left out (--backends)"
     for row in report["rows"]:
@@ -198,8 +221,9 @@ def test_rounds_alternate() -> None:
 
     entries = [entry(name) for name in "abc"]
     measure_rounds(entries, 3)
-    calibration, rounds = order[:9], order[9:]
-    assert calibration == list("aaabbbccc")
+    # One call that long is certainly enough.
+    calibration, rounds = order[:3], order[3:]
+    assert calibration == list("abc")
     # The first round warms up: nothing is known about the time yet.
     assert rounds == list("aabbcc" + "cba" + "abc")
     assert all(len(e.seconds) == 3 for e in entries)
@@ -260,15 +284,134 @@ def test_reduced_plan_has_each_case_once() -> None:
     cases = [group.case for group in groups]
     assert len(cases) == len(set(cases))
     assert max(case.elements for case in cases) == 2**16
-    assert {group.case.name for group in groups if not group.reduced} == {
-        name for name in (case.name for case in cases) if "2^10" in name
-    }
+    planned = {group.case for group in plan.plan()}
+    assert all(group.reduced or group.case in planned for group in groups)
+    assert all(group.reduced for group in groups if group.case not in planned)
+
+
+def test_reduced_shapes() -> None:
+    case = Case(Work.FORWARD, "float32", plan.SEGMENTATION.elements, shape=plan.SEGMENTATION)
+    (group,) = plan.reduced([Group(case)], 2**16)
+    assert group.reduced
+    shape = group.case.shape
+    assert shape is not None
+    assert group.case.elements == shape.elements <= 2**16 < 2 * shape.elements
+    assert shape.name == "segmentation 8x1x64x128"
+    ragged = Case(Work.FORWARD, "float32", plan.EDGE_MAPS.elements, shape=plan.EDGE_MAPS)
+    (group,) = plan.reduced([Group(ragged)], 1000)
+    parts = list(group.case.parts())
+    assert len(parts) == len(plan.EDGE_MAPS.parts)
+    assert sum(part.elements for part in parts) == group.case.elements <= 1000
+
+
+@pytest.mark.parametrize("profile", list(plan.PROFILES))
+def test_profiles_have_all_work(profile: str) -> None:
+    groups = plan.plan(profile, threads=4)
+    cases = [group.case for group in groups]
+    assert len(set(cases)) == len(cases)
+    assert len({case.name for case in cases}) == len(cases)
+    assert {case.work for case in cases} == set(Work)
+    assert {case.dtype for case in cases} == {"float16", "bfloat16", "float32", "float64"}
+    assert {case.option for case in cases} == set(Option)
+    assert {case.shape.label for case in cases if case.shape} == {s.label for s in plan.SHAPES}
+    variants = {row.variant for group in groups for row in group.rows}
+    assert {variant.isa for variant in variants} >= {"avx512", "avx2", "neon", "scalar"}
+    assert {variant.threads for variant in variants} >= {1, 2, 3}
+    # Each gradient, and each array of losses, is there reused and freshly allocated.
+    by_rest: dict[Case, set[Gradient]] = {}
+    for case in cases:
+        if case.gradient is not Gradient.NONE:
+            rest = replace(case, gradient=Gradient.NONE)
+            by_rest.setdefault(rest, set()).add(case.gradient)
+    judged = [rest for rest, kinds in by_rest.items() if len(kinds) == 1]
+    # Those that are only for the plots against the size, and those of half types, go by one.
+    assert all(
+        case.work in (Work.BOTH, Work.BACKWARD)
+        and case.shape is None
+        and case.option is Option.NONE
+        for case in judged
+    )
+    assert max(case.elements for case in cases) <= plan.PROFILES[profile].max_elements
+
+
+def test_sizes_of_the_sweep() -> None:
+    for profile, step in (("default", 2), ("full", 1)):
+        for work in (Work.FORWARD, Work.BOTH):
+            sizes = {
+                group.case.elements
+                for group in plan.plan(profile)
+                if group.case.work is work and group.case.dtype == "float32"
+            }
+            assert sizes >= {2**k for k in range(8, 27, step)}
+
+
+def test_shapes_by_name() -> None:
+    assert [shape.name for shape in plan.SHAPES] == [
+        "multi-label 256x1000",
+        "segmentation 8x1x1024x1024",
+        "detection 1x200000x80",
+        "edge maps of 4 sizes",
+    ]
+
+
+def test_profiles_end_in_time() -> None:
+    """What is left of 3 and 10 minutes is for loading, the group that runs, and the figures."""
+    assert plan.PROFILES["quick"].seconds <= 100
+    assert plan.PROFILES["default"].seconds <= 420
 
 
 def test_chosen_rows_keep_ours() -> None:
-    (group,) = plan.chosen(plan.plan(), "uint8")
+    group = plan.chosen(plan.plan(), "2^24, uint8")[0]
     assert group.variants == (OURS, UINT8)
     assert plan.chosen(plan.plan(), "no such row") == []
+
+
+def test_what_a_group_has_that_is_not_measured() -> None:
+    group = plan.plan()[0]
+    peers = {"peer": NumpyLayer(1), "gone": bench.backends.Missing("not installed")}
+    entries = not_measured(group, peers, _NO_LIMITS, "no time")
+    assert set(entries) >= {"peer", "gone", "read limit", *(v.entry for v in group.variants)}
+    assert entries["gone"].problem == "not installed"
+    assert entries["ours"].problem == entries["peer"].problem == "no time"
+    (first, *_) = row_reports(group, entries)
+    assert first["problem"] == "no time"
+
+
+def test_too_slow_is_listed() -> None:
+    class Slow(NumpyLayer):
+        def forms(self, *arguments: Any) -> list[Form]:
+            (form,) = super().forms(*arguments)
+            return [Form(form.label, form.run, form.unpack, lambda calls: 2.0 * calls)]
+
+    group = Group(_CASE, (Row(OURS),), limits=False)
+    peers = {"slow": Slow(1)}
+    # A limit of 0 s, which the first call exceeds: what counts is then the time of the second.
+    entries = measure_group(group, Ours(1), peers, _NO_LIMITS, rounds=1, call_seconds=0)
+    assert entries["slow"].seconds == []
+    assert not entries["slow"].failed
+    assert (entries["slow"].problem or "").startswith("too slow for this profile (a call took 2 s")
+
+
+def test_several_arrays_are_one_entry() -> None:
+    shape = Shape("maps", ((1, 1, 3, 5), (1, 1, 4, 7)))
+    case = Case(Work.BOTH, "float32", shape.elements, Gradient.FRESH, shape=shape)
+    group = Group(case, (Row(OURS),), limits=False)
+    sizes: list[int] = []
+
+    class Counting(NumpyLayer):
+        def forms(self, case: Case, *arrays: np.ndarray) -> list[Form]:
+            (form,) = NumpyLayer.forms(self, case, *arrays)
+
+            def run() -> Any:
+                sizes.append(arrays[0].size)
+                return form.run()
+
+            return [Form(form.label, run, form.unpack)]
+
+    entries = measure_group(group, Ours(1), {"peer": Counting(1)}, _NO_LIMITS, rounds=1)
+    assert entries["peer"].problem is entries["ours"].problem is None
+    assert entries["peer"].elements == 15 + 28
+    assert sizes[:4] == [15, 28, 15, 28]
 
 
 def test_aims_name_what_is_measured() -> None:

@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from ..plan import Case
+from ..plan import HALVES, POS_WEIGHT, Case, Option
+
+
+class Unsupported(Exception):
+    """The backend has no way to state a case. The text says why, for the report."""
+
+
+class NotAvailable(Exception):
+    """The backend cannot be had here. The text says why, for the report."""
 
 
 @dataclass(frozen=True)
@@ -18,12 +26,16 @@ class Form:
 
     label: names the way in the report, in the words of the backend's users.
     run: makes one complete call, which is what is timed; the result is there when it returns.
-    unpack: of what `run` returned, the loss and the gradient; None for what is not in the work.
+    unpack: of what `run` returned, the loss and the gradient (or the losses of the elements, where
+        they are the work); None for what is not in the work.
+    time: makes so many calls and returns the seconds they took, where that is not known from
+        outside, as for calls in another process. None: `run` is called in a loop.
     """
 
     label: str
     run: Callable[[], Any]
     unpack: Callable[[Any], tuple[float | None, np.ndarray | None]]
+    time: Callable[[int], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,8 @@ class Tolerance:
 
     loss: relative to the reference.
     gradient: of n times the gradient (the derivative before the mean), absolute. The derivative is
-        at most 1, so that this is relative to the largest one possible.
+        at most 1 (with options, the largest factor), so that this is relative to the largest one
+        possible. For the losses of elements, relative to the larger of 1 and the loss.
     gradient_relative: of each element, relative to the reference, in addition to `gradient`.
     """
 
@@ -45,7 +58,8 @@ class Backend(ABC):
     """A way to compute the mean loss and its gradient. Its constructor sets the number of threads.
 
     Inputs are NumPy arrays whose addresses are multiples of 64; they are taken without a copy, or
-    are copied once, outside of what is timed.
+    are copied once, outside of what is timed. The constructor raises ImportError or NotAvailable
+    where the backend cannot be had.
     """
 
     # Whether the first call compiles: its time is then kept out of the measurements and listed.
@@ -60,17 +74,48 @@ class Backend(ABC):
 
     @abstractmethod
     def forms(
-        self, case: Case, scores: np.ndarray, targets: np.ndarray, gradient: np.ndarray
+        self,
+        case: Case,
+        scores: np.ndarray,
+        targets: np.ndarray,
+        gradient: np.ndarray,
+        weight: np.ndarray | None = None,
     ) -> list[Form]:
         """The ways to write the case, the one expected to be fastest first.
 
         Where there are several, the fastest on this machine is measured. `gradient` is an array to
-        write to when the case asks for Gradient.REUSED.
+        write to when the case asks for Gradient.REUSED (of losses, where those are the work).
+        `weight` is there when the case asks for Option.WEIGHT. All have the same shape.
+
+        Raises Unsupported where there is no way.
         """
 
     @abstractmethod
     def tolerance(self, case: Case, targets: str) -> Tolerance:
-        """For targets of a kind that plan.Variant names."""
+        """For targets of a kind that plan.targets_kind names."""
+
+    def begin(self, case: Case) -> None:  # noqa: B027 - most have nothing to do
+        """Called before the forms of a case are asked for, once, however many arrays it has."""
+
+
+# Of each dtype, the distance from 1 to the next number, and the smallest number above 0.
+_EPSILON = {
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+    "float32": 2.0**-23,
+    "float64": 2.0**-52,
+}
+_SMALLEST = {
+    "float16": 2.0**-24,
+    "bfloat16": 2.0**-133,
+    "float32": 2.0**-149,
+    "float64": 2.0**-1074,
+}
+
+
+def epsilon(case: Case) -> float:
+    """The distance from 1 to the next number of the scores' dtype."""
+    return _EPSILON[case.dtype]
 
 
 def usual_tolerance(case: Case) -> Tolerance:
@@ -78,7 +123,20 @@ def usual_tolerance(case: Case) -> Tolerance:
 
     Loss: sums of 2^24 terms in float32, pairwise or in many partial sums, were seen to be within
     1e-6; a sum in one float32 accumulator is off by 1e-2, and is to be noticed. Gradient:
-    sigmoid(x) - t rounds twice near 1, and library exponentials are good to some ulp.
+    sigmoid(x) - t rounds twice near 1, and library exponentials are good to some ulp; 1 / n and
+    the product with it round too, and in float16 n times the gradient has steps of n times the
+    smallest number.
+
+    Half types: each term rounds a few times, errors of either sign that average out; the sum is
+    in float32.
     """
-    epsilon = float(np.finfo(case.dtype).eps)
-    return Tolerance(loss=1e2 * epsilon, gradient=8 * epsilon)
+    steps = 2 * case.elements * _SMALLEST[case.dtype]
+    loss = 4 if case.dtype in HALVES else 1e2
+    largest = POS_WEIGHT if case.option is Option.POS_WEIGHT else 1.0
+    return Tolerance(loss=loss * epsilon(case), gradient=8 * largest * epsilon(case) + steps)
+
+
+def no_halves(case: Case, reason: str) -> None:
+    """Raises Unsupported, with the reason, where the scores have 16 bits."""
+    if case.dtype in HALVES:
+        raise Unsupported(f"{case.dtype}: {reason}")

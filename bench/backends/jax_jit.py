@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..plan import Case, Gradient, Work
+from ..plan import IGNORED_TARGET, POS_WEIGHT, Case, Gradient, Option, Work
 from .base import Backend, Form, Tolerance, usual_tolerance
 
 
@@ -35,51 +35,66 @@ class JaxJit(Backend):
         return f"jax {jax.__version__}"
 
     def forms(
-        self, case: Case, scores: np.ndarray, targets: np.ndarray, gradient: np.ndarray
+        self,
+        case: Case,
+        scores: np.ndarray,
+        targets: np.ndarray,
+        gradient: np.ndarray,
+        weight: np.ndarray | None = None,
     ) -> list[Form]:
-        x = jax.dlpack.from_dlpack(scores)
-        t = jax.dlpack.from_dlpack(targets)
+        arrays = [_taken(scores), _taken(targets)]
+        if weight is not None:
+            arrays.append(_taken(weight))
         if case.work is Work.FORWARD:
-            function = jax.jit(_loss)
+            function = jax.jit(lambda *arrays: _mean(case, _losses, *arrays))
             return [
                 Form(
                     "jit",
-                    lambda: function(x, t).block_until_ready(),
+                    lambda: function(*arrays).block_until_ready(),
                     lambda loss: (float(loss), None),
                 )
             ]
-        ways: dict[str, Callable[..., Any]] = {
-            "gradient by hand": _by_hand,
-            "value_and_grad of softplus": jax.value_and_grad(_softplus_loss),
-        }
-        return [self._form(case, label, way, x, t) for label, way in ways.items()]
+        if case.work is Work.ELEMENTWISE:
+            return [self._form(case, "jit", lambda *a: _elements(case, _losses, *a), arrays)]
+
+        def by_hand(*arrays: jax.Array) -> Any:
+            return _mean(case, _losses, *arrays), _gradient(case, *arrays)
+
+        def derived(x: jax.Array, *others: jax.Array) -> Any:
+            return jax.value_and_grad(lambda x: _mean(case, _softplus_losses, x, *others))(x)
+
+        return [
+            self._form(case, "gradient by hand", by_hand, arrays),
+            self._form(case, "value_and_grad of softplus", derived, arrays),
+        ]
 
     def _form(
-        self, case: Case, label: str, way: Callable[..., Any], x: jax.Array, t: jax.Array
+        self, case: Case, label: str, way: Callable[..., Any], arrays: list[jax.Array]
     ) -> Form:
-        backward = case.work is Work.BACKWARD
+        """`way` returns the loss and the gradient, or the losses where they are the work."""
+        single = case.work in (Work.BACKWARD, Work.ELEMENTWISE)
 
-        def function(x: jax.Array, t: jax.Array) -> Any:
-            return way(x, t)[1] if backward else way(x, t)
+        def function(*arrays: jax.Array) -> Any:
+            return way(*arrays)[1] if case.work is Work.BACKWARD else way(*arrays)
 
         def unpack(result: Any) -> tuple[float | None, np.ndarray | None]:
-            if backward:
+            if single:
                 return None, np.asarray(result)
             return float(result[0]), np.asarray(result[1])
 
         if case.gradient is Gradient.FRESH:
             compiled = jax.jit(function)
-            return Form(label, lambda: jax.block_until_ready(compiled(x, t)), unpack)
+            return Form(label, lambda: jax.block_until_ready(compiled(*arrays)), unpack)
 
         donating = jax.jit(
-            lambda x, t, previous: function(x, t), donate_argnums=2, keep_unused=True
+            lambda previous, *arrays: function(*arrays), donate_argnums=0, keep_unused=True
         )
-        previous = jnp.zeros_like(x)
+        previous = jnp.zeros_like(arrays[0])
 
         def run() -> Any:
             nonlocal previous
-            result = jax.block_until_ready(donating(x, t, previous))
-            previous = result if backward else result[1]
+            result = jax.block_until_ready(donating(previous, *arrays))
+            previous = result if single else result[1]
             return result
 
         return Form(label + ", donated", run, unpack)
@@ -88,13 +103,53 @@ class JaxJit(Backend):
         return usual_tolerance(case)
 
 
-def _loss(x: jax.Array, t: jax.Array) -> jax.Array:
-    return jnp.mean(jnp.maximum(x, 0) - x * t + jnp.log1p(jnp.exp(-jnp.abs(x))))
+def _taken(array: np.ndarray) -> jax.Array:
+    """Without a copy, but for bfloat16, which NumPy does not hand over."""
+    if array.dtype.name == "bfloat16":
+        return jnp.asarray(array)
+    return jax.dlpack.from_dlpack(array)
 
 
-def _softplus_loss(x: jax.Array, t: jax.Array) -> jax.Array:
-    return jnp.mean(jax.nn.softplus(x) - x * t)
+def _losses(x: jax.Array, t: jax.Array) -> jax.Array:
+    return jnp.maximum(x, 0) - x * t + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
-def _by_hand(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _loss(x, t), (jax.nn.sigmoid(x) - t) * (1.0 / x.size)
+def _softplus_losses(x: jax.Array, t: jax.Array) -> jax.Array:
+    return jax.nn.softplus(x) - x * t
+
+
+def _elements(
+    case: Case, losses: Callable[..., jax.Array], x: jax.Array, t: jax.Array, *weight: jax.Array
+) -> jax.Array:
+    if case.option is Option.POS_WEIGHT:
+        return (1 - t) * x + (1 + (POS_WEIGHT - 1) * t) * jax.nn.softplus(-x)
+    each = losses(x, t.astype(x.dtype))
+    if case.option is Option.WEIGHT:
+        return each * weight[0]
+    return each * _mask(x, t) if case.option is Option.IGNORE else each
+
+
+def _mean(
+    case: Case, losses: Callable[..., jax.Array], x: jax.Array, t: jax.Array, *weight: jax.Array
+) -> jax.Array:
+    each = _elements(case, losses, x, t, *weight)
+    if case.option is Option.IGNORE:
+        return jnp.sum(each) / jnp.sum(_mask(x, t))
+    return jnp.mean(each)
+
+
+def _gradient(case: Case, x: jax.Array, t: jax.Array, *weight: jax.Array) -> jax.Array:
+    """By hand."""
+    s, scale = jax.nn.sigmoid(x), 1.0 / x.size
+    if case.option is Option.POS_WEIGHT:
+        return ((1 + (POS_WEIGHT - 1) * t) * s - POS_WEIGHT * t) * scale
+    if case.option is Option.IGNORE:
+        mask = _mask(x, t)
+        return (s - t) * mask / jnp.sum(mask)
+    if case.option is Option.WEIGHT:
+        return (s - t) * weight[0] * scale
+    return (s - t.astype(x.dtype)) * scale
+
+
+def _mask(x: jax.Array, t: jax.Array) -> jax.Array:
+    return (t != IGNORED_TARGET).astype(x.dtype)

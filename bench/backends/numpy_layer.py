@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..plan import Case, Gradient, Work
-from .base import Backend, Form, Tolerance, usual_tolerance
+from ..plan import IGNORED_TARGET, POS_WEIGHT, Case, Gradient, Option, Work
+from .base import Backend, Form, Tolerance, no_halves, usual_tolerance
 
 
 class NumpyLayer(Backend):
@@ -18,25 +18,60 @@ class NumpyLayer(Backend):
         return f"numpy {np.__version__}"
 
     def forms(
-        self, case: Case, scores: np.ndarray, targets: np.ndarray, gradient: np.ndarray
+        self,
+        case: Case,
+        scores: np.ndarray,
+        targets: np.ndarray,
+        gradient: np.ndarray,
+        weight: np.ndarray | None = None,
     ) -> list[Form]:
+        no_halves(case, "NumPy adds up in 16 bits, in which the sum overflows or stops growing")
         x, t, n = scores, targets, scores.size
+        option = case.option
         reused = case.gradient is Gradient.REUSED
 
+        def elementwise() -> Any:
+            soft = np.log(1 + np.exp(-np.abs(x)))
+            if option is Option.POS_WEIGHT:
+                return (1 - t) * x + (1 + (POS_WEIGHT - 1) * t) * (soft + np.maximum(-x, 0))
+            losses = np.maximum(x, 0) - x * t + soft
+            if option is Option.WEIGHT:
+                losses *= weight
+            elif option is Option.IGNORE:
+                losses *= t != IGNORED_TARGET
+            return losses
+
+        def divisor() -> int:
+            return int(np.sum(t != IGNORED_TARGET)) if option is Option.IGNORE else n
+
         def forward() -> Any:
-            return np.sum(np.maximum(x, 0) - x * t + np.log(1 + np.exp(-np.abs(x)))) / n
+            return np.sum(elementwise()) / divisor()
 
         def backward() -> Any:
             sigmoid = 1 / (1 + np.exp(-x))
+            other = t
+            if option is Option.POS_WEIGHT:
+                sigmoid *= 1 + (POS_WEIGHT - 1) * t
+                other = POS_WEIGHT * t
+            result = np.subtract(sigmoid, other, out=gradient if reused else None)
+            if option is Option.WEIGHT:
+                np.multiply(result, weight, out=result)
+            elif option is Option.IGNORE:
+                np.multiply(result, t != IGNORED_TARGET, out=result)
+            return np.divide(result, divisor(), out=gradient) if reused else result / divisor()
+
+        def losses() -> Any:
             if not reused:
-                return (sigmoid - t) / n
-            np.subtract(sigmoid, t, out=gradient)
-            return np.divide(gradient, n, out=gradient)
+                return elementwise()
+            np.copyto(gradient, elementwise())
+            return gradient
 
         if case.work is Work.FORWARD:
             return [Form("NumPy", forward, lambda loss: (float(loss), None))]
         if case.work is Work.BACKWARD:
             return [Form("NumPy", backward, lambda result: (None, result))]
+        if case.work is Work.ELEMENTWISE:
+            return [Form("NumPy", losses, lambda result: (None, result))]
         return [
             Form(
                 "NumPy",

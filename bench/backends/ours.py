@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
 import sigmoid_ce
 
-from ..plan import Case, Gradient, Work
-from .base import Backend, Form, Tolerance
+from ..plan import HALVES, IGNORED_TARGET, POS_WEIGHT, Case, Gradient, Option, Work
+from .base import Backend, Form, Tolerance, Unsupported, epsilon
 
 
 class Ours(Backend):
@@ -21,14 +22,40 @@ class Ours(Backend):
         return str(sigmoid_ce.__version__)
 
     def forms(
-        self, case: Case, scores: np.ndarray, targets: np.ndarray, gradient: np.ndarray
+        self,
+        case: Case,
+        scores: np.ndarray,
+        targets: np.ndarray,
+        gradient: np.ndarray,
+        weight: np.ndarray | None = None,
     ) -> list[Form]:
+        if case.dtype in HALVES:
+            try:
+                sigmoid_ce.forward(scores.ravel()[:1], targets.ravel()[:1])
+            except TypeError as error:
+                raise Unsupported(f"{case.dtype} on the CPU: {error}") from error
+        options: dict[str, Any] = {}
+        if case.option is Option.POS_WEIGHT:
+            options["pos_weight"] = POS_WEIGHT
+        elif case.option is Option.IGNORE:
+            options["ignore_label"] = IGNORED_TARGET
+        elif case.option is Option.WEIGHT:
+            options["weight"] = weight
         out = gradient if case.gradient is Gradient.REUSED else None
+        if case.work is Work.ELEMENTWISE:
+            return [
+                Form(
+                    "sigmoid_ce.elementwise",
+                    lambda: sigmoid_ce.elementwise(scores, targets, out=out, **options),
+                    lambda result: (None, result),
+                )
+            ]
+        options["normalization"] = "valid" if case.option is Option.IGNORE else "full"
         if case.work is Work.FORWARD:
             return [
                 Form(
                     "sigmoid_ce.forward",
-                    lambda: sigmoid_ce.forward(scores, targets, normalization="full"),
+                    lambda: sigmoid_ce.forward(scores, targets, **options),
                     lambda loss: (loss, None),
                 )
             ]
@@ -36,29 +63,37 @@ class Ours(Backend):
             return [
                 Form(
                     "sigmoid_ce.backward",
-                    lambda: sigmoid_ce.backward(scores, targets, normalization="full", out=out),
+                    lambda: sigmoid_ce.backward(scores, targets, out=out, **options),
                     lambda result: (None, result),
                 )
             ]
         return [
             Form(
                 "sigmoid_ce.forward_backward",
-                lambda: sigmoid_ce.forward_backward(scores, targets, normalization="full", out=out),
+                lambda: sigmoid_ce.forward_backward(scores, targets, out=out, **options),
                 lambda result: result,
             )
         ]
 
     def tolerance(self, case: Case, targets: str) -> Tolerance:
-        """Loss: 1 float32 ulp. Gradient: 2 ulp, then the roundings of the scale and of the product.
+        return kernels_tolerance(case, targets)
 
-        Hard targets have a bound relative to each element, soft ones relative to the largest term.
-        In float64 the reference's own errors are of the same size, so there is room for them.
-        """
-        epsilon = float(np.finfo(case.dtype).eps)
-        room = 1 if case.dtype == "float32" else 8
-        if targets == "soft":
-            return Tolerance(loss=room * epsilon, gradient=4 * room * epsilon)
-        return Tolerance(loss=room * epsilon, gradient=0.0, gradient_relative=4 * room * epsilon)
+
+def kernels_tolerance(case: Case, targets: str) -> Tolerance:
+    """Loss: 1 ulp of the dtype. Gradient: 2 ulp, then the scale's and the product's roundings.
+
+    Hard targets have a bound relative to each element, soft ones relative to the largest term. In
+    float64 the reference's own errors are of the same size, so there is room for them. Options
+    round once or twice more, and their largest factor is 3.
+    """
+    room = 1 if case.dtype == "float32" else 8
+    if case.option is not Option.NONE:
+        room *= 4
+    step = room * epsilon(case)
+    # The losses of elements are judged by the element too.
+    if targets == "soft":
+        return Tolerance(loss=step, gradient=4 * step)
+    return Tolerance(loss=step, gradient=0.0, gradient_relative=4 * step)
 
 
 @contextmanager

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ..plan import Case, Gradient, Work
 from .base import Backend, Form, Tolerance, usual_tolerance
+from .torch_cases import array, gradient_by_hand, loss_function, tensor, unpack_both
+
+Unpack = Callable[[Any], tuple[float | None, np.ndarray | None]]
 
 
 class TorchCompile(Backend):
@@ -27,108 +29,100 @@ class TorchCompile(Backend):
     def __init__(self, threads: int) -> None:
         super().__init__(threads)
         torch.set_num_threads(threads)
+        # By default a function that has been compiled for 8 sizes is run without being compiled.
+        for name in ("recompile_limit", "cache_size_limit"):
+            if hasattr(torch._dynamo.config, name):
+                setattr(torch._dynamo.config, name, 64)
 
     @property
     def version(self) -> str:
         return f"torch {torch.__version__}"
 
-    def forms(
-        self, case: Case, scores: np.ndarray, targets: np.ndarray, gradient: np.ndarray
-    ) -> list[Form]:
+    def begin(self, case: Case) -> None:
         torch._dynamo.reset()
-        x = torch.from_numpy(scores)
-        t = torch.from_numpy(targets)
-        out = torch.from_numpy(gradient)
-        scale = 1.0 / scores.size
-        derived = torch.func.grad_and_value(binary_cross_entropy_with_logits)
 
-        def by_hand(x: Tensor, t: Tensor) -> Tensor:
-            return (torch.sigmoid(x) - t) * scale
+    def forms(
+        self,
+        case: Case,
+        scores: np.ndarray,
+        targets: np.ndarray,
+        gradient: np.ndarray,
+        weight: np.ndarray | None = None,
+    ) -> list[Form]:
+        x, t, out = tensor(scores), tensor(targets), tensor(gradient)
+        w = None if weight is None else tensor(weight)
+        reused = case.gradient is Gradient.REUSED
+        loss = loss_function(case)
+        by_hand = gradient_by_hand(case, scores.size)
+        # Of the first argument, the scores; it returns the gradient and the loss.
+        derived = torch.func.grad_and_value(loss)
+        name = "binary_cross_entropy_with_logits"
+
+        def form(label: str, function: Callable[..., Any], unpack: Unpack) -> Form:
+            compiled = torch.compile(function, dynamic=False)
+            return Form(label, lambda: compiled(x, t, w, out), unpack)
+
+        def mean(x: Tensor, t: Tensor, w: Tensor | None, out: Tensor) -> Tensor:
+            return loss(x, t, w)
 
         if case.work is Work.FORWARD:
-            compiled = _compiled(binary_cross_entropy_with_logits)
-            return [
-                Form(
-                    "binary_cross_entropy_with_logits",
-                    lambda: compiled(x, t),
-                    lambda loss: (loss.item(), None),
-                )
-            ]
+            return [form(name, mean, lambda loss: (loss.item(), None))]
 
-        # The function returns (loss, gradient) or writes the gradient to its third argument.
-        def hand_fresh(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            return binary_cross_entropy_with_logits(x, t), by_hand(x, t)
-
-        def hand_reused(x: Tensor, t: Tensor, out: Tensor) -> Tensor:
-            out.copy_(by_hand(x, t))
-            return binary_cross_entropy_with_logits(x, t)
-
-        def derived_fresh(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            result, loss = derived(x, t)
-            return loss, result
-
-        def derived_reused(x: Tensor, t: Tensor, out: Tensor) -> Tensor:
-            result, loss = derived(x, t)
+        # Into the argument, which is not returned: a function that returns its argument does more.
+        def stored(result: Tensor, out: Tensor) -> Tensor | None:
+            if not reused:
+                return result
             out.copy_(result)
-            return loss
+            return None
 
-        def hand_backward(x: Tensor, t: Tensor, out: Tensor) -> None:
-            out.copy_(by_hand(x, t))
+        def only(result: Tensor | None) -> tuple[None, np.ndarray]:
+            return None, array(out if result is None else result)
 
-        def derived_backward(x: Tensor, t: Tensor, out: Tensor) -> None:
-            out.copy_(derived(x, t)[0])
+        def with_loss(result: Any) -> tuple[float, np.ndarray]:
+            return result[0].item(), array(out if result[1] is None else result[1])
 
-        by_name: dict[str, Callable[..., Any]]
+        def elements(x: Tensor, t: Tensor, w: Tensor | None, out: Tensor) -> Any:
+            return stored(loss(x, t, w), out)
+
+        if case.work is Work.ELEMENTWISE:
+            return [form(f"{name}, reduction='none'", elements, only)]
+
+        def hand_gradient(x: Tensor, t: Tensor, w: Tensor | None, out: Tensor) -> Any:
+            return stored(by_hand(x, t, w), out)
+
+        def derived_gradient(x: Tensor, t: Tensor, w: Tensor | None, out: Tensor) -> Any:
+            return stored(derived(x, t, w)[0], out)
+
         if case.work is Work.BACKWARD:
-            by_name = {"gradient by hand": hand_backward, "func.grad": derived_backward}
             return [
-                _writing(label, _compiled(function), x, t, out, lambda _: (None, out.numpy()))
-                for label, function in by_name.items()
+                form("gradient by hand", hand_gradient, only),
+                form("func.grad", derived_gradient, only),
             ]
-        if case.gradient is Gradient.REUSED:
-            by_name = {"gradient by hand": hand_reused, "func.grad_and_value": derived_reused}
-            return [
-                _writing(
-                    label, _compiled(function), x, t, out, lambda loss: (loss.item(), out.numpy())
-                )
-                for label, function in by_name.items()
-            ] + [_autograd(x, t)]  # allocates its gradient, but is the usual way
-        by_name = {"gradient by hand": hand_fresh, "func.grad_and_value": derived_fresh}
+
+        def hand(x: Tensor, t: Tensor, w: Tensor | None, out: Tensor) -> Any:
+            return loss(x, t, w), stored(by_hand(x, t, w), out)
+
+        def both(x: Tensor, t: Tensor, w: Tensor | None, out: Tensor) -> Any:
+            result, value = derived(x, t, w)
+            return value, stored(result, out)
+
         return [
-            _returning(label, _compiled(function), x, t) for label, function in by_name.items()
-        ] + [_autograd(x, t)]
+            form("gradient by hand", hand, with_loss),
+            form("func.grad_and_value", both, with_loss),
+            _autograd(loss, x, t, w),  # allocates its gradient, but is the usual way
+        ]
 
     def tolerance(self, case: Case, targets: str) -> Tolerance:
         return usual_tolerance(case)
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    compiled: Callable[..., Any] = torch.compile(function, dynamic=False)
-    return compiled
-
-
-def _writing(
-    label: str,
-    function: Callable[..., Any],
-    x: Tensor,
-    t: Tensor,
-    out: Tensor,
-    unpack: Callable[[Any], tuple[float | None, np.ndarray | None]],
-) -> Form:
-    return Form(label, lambda: function(x, t, out), unpack)
-
-
-def _returning(label: str, function: Callable[..., Any], x: Tensor, t: Tensor) -> Form:
-    return Form(label, lambda: function(x, t), lambda result: (result[0].item(), result[1].numpy()))
-
-
-def _autograd(x: Tensor, t: Tensor) -> Form:
+def _autograd(loss: Callable[..., Tensor], x: Tensor, t: Tensor, w: Tensor | None) -> Form:
     """The compiled loss, and autograd from outside: what a training loop does."""
-    function = _compiled(binary_cross_entropy_with_logits)
+    function = torch.compile(loss, dynamic=False)
     leaf = x.detach().requires_grad_()
 
     def run() -> tuple[Tensor, Tensor]:
-        loss = function(leaf, t)
-        return loss, torch.autograd.grad(loss, leaf)[0]
+        value = function(leaf, t, w)
+        return value, torch.autograd.grad(value, leaf)[0]
 
-    return Form("autograd.grad", run, lambda result: (result[0].item(), result[1].numpy()))
+    return Form("autograd.grad", run, unpack_both)

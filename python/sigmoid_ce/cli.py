@@ -355,7 +355,8 @@ def _cuda_lines(facts: dict[str, Any]) -> Iterator[list[str]]:
 def bench(ctx: click.Context, arguments: tuple[str, ...]) -> None:
     """Measure speed, beside other libraries and the machine's limits.
 
-    `sigmoid-ce bench --help` shows its options.
+    `sigmoid-ce bench --help` shows its options. `sigmoid-ce bench compare A.json B.json` compares
+    two of its results, and says which differences exceed the noise.
     """
     measure = importlib.import_module("sigmoid_ce.bench.__main__").main
     ctx.exit(measure(list(arguments), prog="sigmoid-ce bench"))
