@@ -1468,8 +1468,10 @@ struct Pass {
 
   static __device__ __forceinline__ void add(const Arguments& args, T scale) {
     __shared__ Shared shared;
-    for (int k = threadIdx.x; k < kBlocks * math::kWords; k += kThreads)
-      shared.words[0][k] = 0;
+    for (int b = 0; b < kBlocks; ++b) {
+      for (int k = threadIdx.x; k < math::kWords; k += kThreads)
+        shared.words[b][k] = 0;
+    }
     unsigned ignored = 0;
     int buffer = 0;
     for (unsigned tile = blockIdx.x; tile < args.tiles; tile += gridDim.x) {
