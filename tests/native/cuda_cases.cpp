@@ -340,6 +340,21 @@ Shape far_shape() {
   return shape;
 }
 
+// More pieces of work than the blocks of a small GPU: a block has several in turn.
+Shape long_shape() {
+  Shape shape;
+  shape.ndim = 3;
+  shape.lengths[0] = 5;
+  shape.lengths[1] = 1 + draw(3);
+  shape.lengths[2] = 900000 / (5 * shape.lengths[1]) + draw(40);
+  shape.total = shape.lengths[0] * shape.lengths[1] * shape.lengths[2];
+  shape.first = 0;
+  shape.count = shape.total;
+  return shape;
+}
+
+enum Kind { kAny, kFar, kLong };
+
 struct Report {
   std::string text;
   bool wrong = false;
@@ -379,12 +394,13 @@ void compare(Report* report, const Memory& memory, const Layout& layout, const S
 }
 
 template <class X, class T>
-void run_case(const std::string& name, bool far) {
+void run_case(const std::string& name, Kind kind) {
   using C = Computed<X>;
   using S = Target<X, T>;
   ++cases;
   Report report;
-  const Shape shape = far ? far_shape() : any_shape();
+  const bool far = kind == kFar;
+  const Shape shape = far ? far_shape() : kind == kLong ? long_shape() : any_shape();
   const bool empty = shape.total == 0;
   elements += shape.count;
   report.text = name + " case " + std::to_string(cases) + ", shape";
@@ -620,7 +636,13 @@ void run_case(const std::string& name, bool far) {
 template <class X, class T>
 void pair(const char* scores, const char* targets, int n) {
   const std::string name = std::string(scores) + ", " + targets;
-  for (int i = 0; i < n; ++i) run_case<X, T>(name, i % 16 == 15);
+  for (int i = 0; i < n; ++i) run_case<X, T>(name, i % 16 == 15 ? kFar : kAny);
+}
+
+template <class X, class T>
+void long_cases(const char* scores, const char* targets) {
+  const std::string name = std::string(scores) + ", " + targets + ", long";
+  for (int i = 0; i < 2; ++i) run_case<X, T>(name, kLong);
 }
 
 template <class X>
@@ -648,6 +670,10 @@ int main(int argc, char** argv) {
   pair<Bfloat16, Bfloat16>("bfloat16", "bfloat16", n);
   pair<Bfloat16, float>("bfloat16", "float32", n);
   integers<Bfloat16>("bfloat16", n);
+  long_cases<float, float>("float32", "float32");
+  long_cases<double, std::uint8_t>("float64", "uint8");
+  long_cases<Float16, Float16>("float16", "float16");
+  long_cases<Bfloat16, float>("bfloat16", "float32");
   if (failures > 0) {
     std::fprintf(stderr, "%d of %d cases\n", failures, cases);
     return 1;
