@@ -144,6 +144,71 @@ def option_sets(dtype: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     )
 
 
+def family_sets(dtype: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Options for unbalanced and dense targets."""
+    yield "none", {}
+    yield "smoothing", {"label_smoothing": 0.1}
+    uncertain = {"uncertain": "ignore", "normalization": "valid"}
+    yield "uncertain", uncertain
+    yield "uncertain_ignore1", {"ignore_label": 1, **uncertain}
+    yield "alpha", {"alpha": 0.25, "negative_scale": 1.1, "normalization": "foreground"}
+    for balance in ("image", "batch", "batch_mean"):
+        yield balance, {"balance": balance}
+        yield (
+            f"{balance}_channel",
+            {
+                "balance": balance,
+                "balance_per_channel": True,
+                "ignore_label": 2,
+                "normalization": "valid",
+            },
+        )
+    for gamma in (0.5, 1.0, 2.0, 5.0):
+        yield f"gamma{gamma}", {"gamma": gamma}
+    u = draw(WEIGHTS, int(np.prod(SHAPE)))
+    full = np.where((u & U64(7)) == 0, dtype(0), np.abs(signed_unit(u, dtype)) * dtype(4))
+    yield (
+        "family",
+        {
+            "gamma": 1.5,
+            "alpha": 0.75,
+            "negative_scale": 0.9,
+            "balance": "image",
+            "balance_per_channel": True,
+            "label_smoothing": 0.2,
+            "ignore_label": 2,
+            "pos_weight": POS_WEIGHTS,
+            "weight": full.reshape(SHAPE),
+            "loss_weight": 0.37,
+            "normalization": "foreground",
+        },
+    )
+
+
+def family(name: str, x: Any, t: Any, options: dict[str, Any]) -> Iterator[str]:
+    """The lines of one set of options. The sum is a loss: a Partial has no balance."""
+    loss_options = {k: v for k, v in options.items() if k != "loss_weight"}
+    part_options = {k: v for k, v in loss_options.items() if k != "normalization"}
+    yield f"{name}/elementwise {digest_array(sce.elementwise(x, t, **part_options)):016x}"
+    gradient = digest_array(sce.backward(x, t, **options))
+    yield f"{name}/backward {gradient:016x}"
+    total = sce.forward(x, t, normalization=1.0, **part_options)
+    ignored = np.zeros(t.shape, dtype=np.bool_)
+    if "ignore_label" in options:
+        ignored = np.trunc(t) == options["ignore_label"]
+    if options.get("uncertain") == "ignore":
+        ignored = ignored | ~np.isin(t, (0, 1))
+    loss = sce.forward(x, t, **loss_options)
+    forward = digest_forward(total, int(t.size - ignored.sum()), t.size, loss)
+    yield f"{name}/forward {forward:016x}"
+    loss, both, hessian = sce.forward_backward(x, t, hessian=True, **options)
+    again = digest_forward(total, int(t.size - ignored.sum()), t.size, loss)
+    if digest_array(both) != gradient or again != forward:
+        raise AssertionError(f"{name}: forward_backward differs from forward and backward")
+    yield f"{name}/hessian {digest_array(hessian):016x}"
+    yield f"{name}/targets {digest_array(sce.backward_targets(x, t, **options)):016x}"
+
+
 def operations(name: str, x: Any, t: Any, options: dict[str, Any]) -> Iterator[str]:
     loss_options = {k: v for k, v in options.items() if k != "loss_weight"}
     part_options = {k: v for k, v in loss_options.items() if k != "normalization"}
@@ -173,6 +238,11 @@ def lines() -> Iterator[str]:
         for size in SIZES:
             x, t = make_scores(size, dtype), make_targets(size, "float", dtype)
             yield from operations(f"{prefix}/size{size}", x, t, {})
+        for kind in ("float", "uint8", "int64"):
+            x = make_scores(count, dtype).reshape(SHAPE)
+            t = make_targets(count, kind, dtype).reshape(SHAPE)
+            for option, values in family_sets(dtype):
+                yield from family(f"{prefix}/family/{kind}/{option}", x, t, values)
 
 
 def main() -> int:

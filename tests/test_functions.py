@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from sigmoid_ce import bounds
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,8 +38,23 @@ def test_errors(native_tests: Path) -> None:
     )
     print(done.stdout)
     errors = {name: float(error) for name, error, _ in map(str.split, done.stdout.splitlines())}
-    assert errors.keys() == {"exp32", "log32", "exp64", "log64"}
+    kinds = {"exp": bounds.EXP_ULP, "log": bounds.LOG1P_ULP, "logy": bounds.LOG_ULP}
+    assert errors.keys() == {f"{kind}{bits}" for kind in kinds for bits in (32, 64)}
     for name, error in errors.items():
-        bound = bounds.EXP_ULP if name.startswith("exp") else bounds.LOG1P_ULP
+        bound = kinds[name[:-2]]
         # Right to the last bit would mean that nothing was computed.
         assert 0.5 < error <= bound, name
+
+
+@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.long)])
+def test_division_of_the_gpu(native_tests: Path, every: int) -> None:
+    """cuda/division.h gives IEEE's quotient for every z, whatever the first guess."""
+    done = subprocess.run(
+        [str(native_tests / "division"), "--every", str(every)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    quotients, wrong = map(int, done.stdout.split())
+    assert wrong == 0
+    assert quotients >= 5 * (0x3F800000 // every)

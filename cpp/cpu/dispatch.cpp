@@ -1,6 +1,9 @@
 #include "cpu/dispatch.h"
 
 #include <pthread.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include <atomic>
 #include <cstdlib>
@@ -13,13 +16,21 @@ namespace sigmoid_ce {
 namespace cpu {
 namespace {
 
+#if defined(__x86_64__)
+// Which GCC before 11 has no name for. It needs the same support by the system as AVX.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 // __builtin_cpu_supports asks CPUID and, for vector registers, whether the operating system saves them.
 bool supported(const char* name) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (std::strcmp(name, "avx2") == 0) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("popcnt");
+           __builtin_cpu_supports("popcnt") && has_f16c();
   }
   if (std::strcmp(name, "avx512") == 0) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&

@@ -7,26 +7,46 @@
 namespace sigmoid_ce {
 namespace cpu {
 
-enum Operation { kForward, kElementwise, kBackward, kForwardBackward, kOperations };
+enum Operation {
+  kForward,
+  kElementwise,
+  kBackward,
+  kForwardBackward,
+  kOperations,
+  // Of the focal kernels only, which do without a focal loss too:
+  kHessian = kOperations,  // forward, backward and the Hessian
+  kTargetBackward,         // the gradient with respect to the targets
+  kFocalOperations
+};
 
 // A run starts at a block boundary. Arrays are contiguous, of any alignment; T is the scores' type.
 struct Run {
   const void* scores;   // T
   const void* targets;  // the target type of the kernel
   void* out;            // T: losses or gradients; unused in kForward
+  void* hessian;        // T
   std::int64_t n;
   bool stream;   // write `out` past the caches; it is aligned to 64 bytes then
   double scale;  // factor on the gradient, a value of T
 
-  // General kernels only.
+  // General and focal kernels only.
   bool has_pos_weight;
   double pos_weight;        // a value of T, where pos_weights is null
   const void* pos_weights;  // T per element, or null
+  bool is_weighted;         // by element
   double weight;            // a value of T, where weights is null
   const void* weights;      // T per element, or null
   bool has_ignore_label;
   double ignore_low, ignore_high;  // float targets: ignored when low <= t <= high
   std::int64_t ignore_label;       // integer targets; in the range of the target type
+  bool ignores_uncertain;          // targets other than 0 and 1
+  bool has_smoothing;
+  double smoothing_factor, smoothing_term;  // t becomes t factor + term; values of T
+  bool has_class_weights;
+  double class_weight[2];        // w+ and w-, values of T, where class_weights are null
+  const void* class_weights[2];  // T per element, or null
+
+  double gamma;  // of focal kernels; 0: off
 
   // Results: one sum per block (kForward, kForwardBackward), and how many elements were ignored.
   double* block_sums;
@@ -34,8 +54,15 @@ struct Run {
 };
 
 using Kernel = void (*)(Run* run);
-// How many of n targets are ignored.
-using CountKernel = std::int64_t (*)(const Run& run);
+// How many of n targets have the label that is ignored; and how many are 1, and how many 0, whatever is ignored.
+struct Counts {
+  std::int64_t ignored, positive, negative;
+};
+using CountKernel = void (*)(const Run& run, Counts* counts);
+// n numbers of another type as T, from `targets` to `out`. Integers with the label that is ignored become kIgnored.
+using ConvertKernel = void (*)(const Run& run);
+constexpr double kIgnored =
+    1099511627776.0;  // 2^40: no integer target, which are saturated to 32 bits
 
 // Indices: scores float32, float64; targets by kTarget*; plain or general.
 enum Target {
@@ -51,7 +78,11 @@ enum Target {
 struct KernelTable {
   const char* name;
   Kernel run[2][kTargets][kOperations][2];
-  CountKernel count[2][kTargets];
+  Kernel focal[2][kFocalOperations];  // for targets of the scores' type
+  CountKernel count_ignored[2][kTargets], count_classes[2][kTargets];
+  ConvertKernel convert[2][kTargets];  // integers to T
+  // float16, bfloat16 to float32 and back.
+  ConvertKernel widen[2], narrow[2];
 };
 
 // Null where the instruction set does not exist on this architecture.

@@ -10,6 +10,7 @@
 #include "cpu/ops_twice.h"
 #include "math/block_sum.h"
 #include "math/element.h"
+#include "math/half.h"
 #include "math/targets.h"
 
 namespace sigmoid_ce {
@@ -86,15 +87,67 @@ struct Rows<B, 4> {
   }
 };
 
+// Where the elements of a run, or of a piece of it, are. T: scores; S: targets.
+template <class T, class S>
+struct Places {
+  const T* x;
+  const S* t;
+  // General and focal kernels; null where there is one for all.
+  const T* p;
+  const T* w;
+  const T* by_class[2];
+  T* out;
+  T* hessian;
+
+  static SIGMOID_CE_INLINE Places of(const Run& run, bool general) {
+    Places a = {static_cast<const T*>(run.scores),
+                static_cast<const S*>(run.targets),
+                nullptr,
+                nullptr,
+                {nullptr, nullptr},
+                static_cast<T*>(run.out),
+                static_cast<T*>(run.hessian)};
+    if (general) {
+      a.p = static_cast<const T*>(run.pos_weights);
+      a.w = static_cast<const T*>(run.weights);
+      for (int k = 0; k < 2; ++k) a.by_class[k] = static_cast<const T*>(run.class_weights[k]);
+    }
+    return a;
+  }
+  template <class A>
+  static SIGMOID_CE_INLINE A* moved(A* a, std::int64_t n) {
+    return a != nullptr ? a + n : a;
+  }
+  SIGMOID_CE_INLINE Places at(std::int64_t n) const {
+    return {x + n,
+            t + n,
+            moved(p, n),
+            moved(w, n),
+            {moved(by_class[0], n), moved(by_class[1], n)},
+            moved(out, n),
+            moved(hessian, n)};
+  }
+};
+
+enum Kind { kPlain, kGeneral, kFocal };
+
 // B: Ops of one vector; S: target type; U: rows at a time.
-template <class B, class S, int kOperation, bool kGeneral, int U>
+template <class B, class S, int kOperation, int kKind, int U>
 struct Loop {
   using T = typename B::T;
   using R = Rows<B, U>;
   using O = typename R::O;
   using V = typename O::V;
   using Targets = TargetOps<O, S>;
-  static constexpr bool kSums = kOperation == kForward || kOperation == kForwardBackward;
+  using Place = Places<T, S>;
+  static constexpr bool kOptions = kKind != kPlain;
+  static constexpr bool kSums =
+      kOperation == kForward || kOperation == kForwardBackward || kOperation == kHessian;
+  static constexpr bool kGradient =
+      kOperation == kBackward || kOperation == kForwardBackward || kOperation == kHessian;
+  static constexpr bool kLoss = kOperation != kBackward;
+
+  static SIGMOID_CE_INLINE V constant(double v) { return O::set(static_cast<T>(v)); }
 
   static SIGMOID_CE_INLINE void put(const Run& run, T* p, V v) {
     if (run.stream) {
@@ -105,43 +158,102 @@ struct Loop {
   }
 
   // The elements at i of U rows. Gives their losses, weight included.
-  static SIGMOID_CE_INLINE V elements(const Run& run, const T* x, const S* t, const T* p,
-                                      const T* w, T* out, std::int64_t i, std::int64_t* ignored) {
+  static SIGMOID_CE_INLINE V elements(const Run& run, const Place& at, std::int64_t i,
+                                      std::int64_t* ignored) {
     using Element = math::Element<O>;
-    const V score = O::load(x + i);
-    const V target = Targets::load(t + i);
-    V weight = O::set(static_cast<T>(1));
+    const V score = O::load(at.x + i);
+    V target = Targets::load(at.t + i);
+    V weight = O::set(1), pos_weight = O::set(1), by_class = O::set(1);
+    V class_weight[2];
     typename O::M zero = O::none();
+    if (kOptions) {
+      if (run.is_weighted) {
+        weight = at.w ? O::load(at.w + i) : constant(run.weight);
+        zero = O::is_zero(weight);
+      }
+      typename O::M out_of_it = O::none();
+      if (run.has_ignore_label) out_of_it = Targets::ignored(at.t + i, run);
+      if (run.ignores_uncertain) {
+        const typename O::M uncertain =
+            O::both(O::differs(target, O::set(0)), O::differs(target, O::set(1)));
+        out_of_it = O::either(out_of_it, uncertain);
+      }
+      if (run.has_ignore_label || run.ignores_uncertain) {
+        *ignored += O::count(out_of_it);
+        zero = O::either(zero, out_of_it);
+      }
+      if (run.has_smoothing) {
+        target = O::fma(target, constant(run.smoothing_factor), constant(run.smoothing_term));
+      }
+      if (run.has_class_weights) {
+        for (int k = 0; k < 2; ++k) {
+          class_weight[k] =
+              at.by_class[k] ? O::load(at.by_class[k] + i) : constant(run.class_weight[k]);
+        }
+        const V negative = O::mul(O::sub(O::set(1), target), class_weight[1]);
+        by_class = O::fma(target, class_weight[0], negative);
+        if (kOperation != kTargetBackward) {
+          weight = run.is_weighted ? O::mul_rounded(weight, by_class) : by_class;
+        }
+      }
+      if (kOperation != kTargetBackward && has_weights(run)) {
+        zero = O::either(zero, O::is_zero(weight));
+      }
+    }
     Element e;
-    if (kGeneral && run.has_pos_weight) {
-      e = Element::weighted(score, target,
-                            p ? O::load(p + i) : O::set(static_cast<T>(run.pos_weight)));
+    if (kOptions && run.has_pos_weight) {
+      pos_weight = at.p ? O::load(at.p + i) : constant(run.pos_weight);
+      e = Element::weighted(score, target, pos_weight);
     } else {
       e = Element::template plain<Targets::kFinite>(score, target);
     }
-    if (kGeneral) {
-      weight = w ? O::load(w + i) : O::set(static_cast<T>(run.weight));
-      zero = O::is_zero(weight);
-      if (run.has_ignore_label) {
-        const typename O::M m = Targets::ignored(t + i, run);
-        *ignored += O::count(m);
-        zero = O::either(zero, m);
+    V loss = O::set(0), gradient = loss, hessian = loss;
+    if (kKind == kFocal && run.gamma != 0) {
+      const math::Focal<O> focal(e, target, constant(run.gamma));
+      if (kLoss) loss = focal.loss(e.loss());
+      if (kGradient) gradient = focal.gradient();
+      if (kOperation == kHessian) hessian = focal.hessian();
+      if (kOperation == kTargetBackward) {
+        gradient = focal.target_gradient(e.target_gradient(pos_weight), e.loss());
       }
+    } else {
+      if (kLoss) loss = e.loss();
+      if (kGradient) gradient = e.gradient();
+      if (kOperation == kHessian) hessian = e.hessian();
+      if (kOperation == kTargetBackward) gradient = e.target_gradient(pos_weight);
     }
-    V loss = O::set(0);
-    if (kOperation != kBackward) {
-      loss = e.loss();
-      if (kGeneral) loss = O::zero_if(zero, O::mul_rounded(weight, loss));
+    if (kOperation == kTargetBackward) {
+      if (run.has_class_weights) {
+        const V step = O::sub(class_weight[0], class_weight[1]);
+        const V kept = O::zero_where_zero(by_class, gradient);
+        gradient = O::fma(step, O::zero_where_zero(step, loss), O::mul(by_class, kept));
+      }
+      if (run.has_smoothing) gradient = O::mul(gradient, constant(run.smoothing_factor));
+      put(run, at.out + i, scaled(run, gradient, weight, zero));
+      return loss;
     }
-    if (kOperation == kElementwise) put(run, out + i, loss);
-    if (kOperation == kBackward || kOperation == kForwardBackward) {
-      V d = e.gradient();
-      if (kGeneral) d = O::mul(d, weight);
-      d = O::mul(d, O::set(static_cast<T>(run.scale)));
-      if (kGeneral) d = O::zero_if(zero, d);
-      put(run, out + i, d);
+    if (kLoss && kOptions) {
+      if (has_weights(run)) loss = O::mul_rounded(weight, loss);
+      if (has_zeros(run)) loss = O::zero_if(zero, loss);
     }
+    if (kOperation == kElementwise) put(run, at.out + i, loss);
+    if (kGradient) put(run, at.out + i, scaled(run, gradient, weight, zero));
+    if (kOperation == kHessian) put(run, at.hessian + i, scaled(run, hessian, weight, zero));
     return loss;
+  }
+
+  // A derivative with the weight and the factor of all.
+  static SIGMOID_CE_INLINE V scaled(const Run& run, V d, V weight, typename O::M zero) {
+    if (kOptions && has_weights(run)) d = O::mul(d, weight);
+    d = O::mul(d, constant(run.scale));
+    return kOptions && has_zeros(run) ? O::zero_if(zero, d) : d;
+  }
+
+  static SIGMOID_CE_INLINE bool has_weights(const Run& run) {
+    return run.is_weighted || run.has_class_weights;
+  }
+  static SIGMOID_CE_INLINE bool has_zeros(const Run& run) {
+    return has_weights(run) || run.has_ignore_label || run.ignores_uncertain;
   }
 
   // The lines of a group, 1 KiB ahead: the polynomials fill the processor's window, so that it does not
@@ -157,12 +269,12 @@ struct Loop {
   }
 
   // One group; its sums are added to acc[0 .. 15].
-  static SIGMOID_CE_INLINE void group(const Run& run, const T* x, const S* t, const T* p,
-                                      const T* w, T* out, double* acc, std::int64_t* ignored) {
+  static SIGMOID_CE_INLINE void group(const Run& run, const Place& at, double* acc,
+                                      std::int64_t* ignored) {
     for (int r = 0; r < math::kRow; r += B::kLanes) {
       typename B::D s = {};
       for (int j = 0; j < math::kRowsPerGroup; j += U) {
-        const V loss = elements(run, x, t, p, w, out, r + j * math::kRow, ignored);
+        const V loss = elements(run, at, r + j * math::kRow, ignored);
         if (kSums) s = j == 0 ? R::sum(loss) : R::sum(s, loss);
       }
       if (kSums) B::store_wide(acc + r, B::add_wide(B::load_wide(acc + r), s));
@@ -170,37 +282,43 @@ struct Loop {
   }
 
   // A group of fewer than 64 elements: padded copies go through the same loop. The padding has loss +0:
-  // x = -inf with t = 0.
-  static __attribute__((noinline)) void tail(Run run, std::int64_t n, const T* x, const S* t,
-                                             const T* p, const T* w, T* out, double* acc,
+  // x = -inf with t = 0, and the weight 0 where there are options, which could make that anything.
+  static __attribute__((noinline)) void tail(Run run, std::int64_t n, Place at, double* acc,
                                              std::int64_t* ignored) {
     alignas(64) T xs[math::kGroup], ps[math::kGroup], ws[math::kGroup], outs[math::kGroup];
+    alignas(64) T classes[2][math::kGroup], hessians[math::kGroup];
     alignas(64) S ts[math::kGroup];
     for (int i = 0; i < math::kGroup; ++i) {
       xs[i] = -static_cast<T>(__builtin_inff());
-      ps[i] = 1;
-      // A weight for all must not reach the padding either: infinity times 0 is NaN.
-      ws[i] = i < n ? static_cast<T>(run.weight) : 1;
+      ps[i] = classes[0][i] = classes[1][i] = 1;
+      ws[i] = i < n ? static_cast<T>(run.weight) : 0;
     }
     __builtin_memset(ts, 0, sizeof ts);
-    __builtin_memcpy(xs, x, n * sizeof(T));
-    __builtin_memcpy(ts, t, n * sizeof(S));
-    if (kGeneral && p) __builtin_memcpy(ps, p, n * sizeof(T));
-    if (kGeneral && w) __builtin_memcpy(ws, w, n * sizeof(T));
+    __builtin_memcpy(xs, at.x, n * sizeof(T));
+    __builtin_memcpy(ts, at.t, n * sizeof(S));
+    Place padded = {xs, ts, nullptr, nullptr, {nullptr, nullptr}, outs, hessians};
+    if (kOptions) {
+      run.is_weighted = true;
+      if (at.p) __builtin_memcpy(ps, at.p, n * sizeof(T));
+      if (at.w) __builtin_memcpy(ws, at.w, n * sizeof(T));
+      padded.p = at.p ? ps : nullptr;
+      padded.w = ws;
+      for (int k = 0; k < 2; ++k) {
+        if (at.by_class[k]) __builtin_memcpy(classes[k], at.by_class[k], n * sizeof(T));
+        padded.by_class[k] = at.by_class[k] ? classes[k] : nullptr;
+      }
+    }
     run.stream = false;
-    group(run, xs, ts, kGeneral && p ? ps : nullptr, kGeneral ? ws : nullptr, outs, acc, ignored);
-    if (kOperation != kForward) __builtin_memcpy(out, outs, n * sizeof(T));
-    if (kGeneral && run.has_ignore_label && Targets::ignores_zero(run))
+    group(run, padded, acc, ignored);
+    if (kOperation != kForward) __builtin_memcpy(at.out, outs, n * sizeof(T));
+    if (kOperation == kHessian) __builtin_memcpy(at.hessian, hessians, n * sizeof(T));
+    if (kOptions && run.has_ignore_label && Targets::ignores_zero(run))
       *ignored -= math::kGroup - n;
   }
 
   static void run(Run* args) {
     const Run run = *args;
-    const T* x = static_cast<const T*>(run.scores);
-    const S* t = static_cast<const S*>(run.targets);
-    const T* p = kGeneral ? static_cast<const T*>(run.pos_weights) : nullptr;
-    const T* w = kGeneral ? static_cast<const T*>(run.weights) : nullptr;
-    T* out = static_cast<T*>(run.out);
+    const Place all = Place::of(run, kOptions);
     double* sums = run.block_sums;
     std::int64_t ignored = 0;
     for (std::int64_t begin = 0; begin < run.n; begin += math::kBlock) {
@@ -212,16 +330,12 @@ struct Loop {
         std::int64_t k = i;
         for (; k + math::kGroup <= stop; k += math::kGroup) {
           if (kOperation != kBackward) {
-            prefetch(x + k);
-            prefetch(t + k);
+            prefetch(all.x + k);
+            prefetch(all.t + k);
           }
-          group(run, x + k, t + k, p ? p + k : p, w ? w + k : w,
-                kOperation == kForward ? out : out + k, sum, &ignored);
+          group(run, all.at(k), sum, &ignored);
         }
-        if (k < stop) {
-          tail(*args, stop - k, x + k, t + k, p ? p + k : p, w ? w + k : w,
-               kOperation == kForward ? out : out + k, sum, &ignored);
-        }
+        if (k < stop) tail(*args, stop - k, all.at(k), sum, &ignored);
         for (int r = 0; r < math::kRow; ++r) acc[q + r] = sum[r];
       }
       if (kSums) *sums++ = math::halve<B>(acc);
@@ -230,27 +344,121 @@ struct Loop {
   }
 };
 
-template <class B, class S>
-std::int64_t count_ignored(const Run& run) {
-  using Targets = TargetOps<B, S>;
+// Calls f(pointer to the targets of a vector, how many of them there are), the last vector padded with 0.
+template <class B, class S, class F>
+SIGMOID_CE_INLINE void each_vector(const Run& run, F f) {
   const S* t = static_cast<const S*>(run.targets);
-  std::int64_t ignored = 0;
   std::int64_t i = 0;
-  for (; i + B::kLanes <= run.n; i += B::kLanes) ignored += B::count(Targets::ignored(t + i, run));
+  for (; i + B::kLanes <= run.n; i += B::kLanes) f(t + i, B::kLanes);
   if (i < run.n) {
     S rest[B::kLanes];
     __builtin_memset(rest, 0, sizeof rest);
     __builtin_memcpy(rest, t + i, (run.n - i) * sizeof(S));
-    ignored += B::count(Targets::ignored(rest, run));
-    if (Targets::ignores_zero(run)) ignored -= B::kLanes - (run.n - i);
+    f(rest, static_cast<int>(run.n - i));
   }
-  return ignored;
+}
+
+template <class B, class S>
+struct Ignored {
+  const Run& run;
+  Counts* counts;
+  SIGMOID_CE_INLINE void operator()(const S* t, int n) const {
+    using Targets = TargetOps<B, S>;
+    counts->ignored += B::count(Targets::ignored(t, run));
+    if (Targets::ignores_zero(run)) counts->ignored -= B::kLanes - n;
+  }
+};
+template <class B, class S>
+struct Classes {
+  Counts* counts;
+  SIGMOID_CE_INLINE void operator()(const S* t, int n) const {
+    const typename B::V v = TargetOps<B, S>::load(t);
+    counts->positive += B::count(B::is_zero(B::sub(v, B::set(1))));
+    counts->negative += B::count(B::is_zero(v)) - (B::kLanes - n);
+  }
+};
+
+template <class B, class S>
+void count_ignored(const Run& run, Counts* counts) {
+  Counts c = {};
+  each_vector<B, S>(run, Ignored<B, S>{run, &c});
+  counts->ignored += c.ignored;
+}
+template <class B, class S>
+void count_classes(const Run& run, Counts* counts) {
+  Counts c = {};
+  each_vector<B, S>(run, Classes<B, S>{&c});
+  counts->positive += c.positive;
+  counts->negative += c.negative;
+}
+
+// As many of n values as there are.
+template <class B>
+SIGMOID_CE_INLINE void store_some(typename B::T* p, typename B::V v, int n) {
+  if (n == B::kLanes) return B::store(p, v);
+  typename B::T all[B::kLanes];
+  B::store(all, v);
+  __builtin_memcpy(p, all, n * sizeof(*p));
+}
+
+template <class B, class S>
+struct Convert {
+  const Run& run;
+  typename B::T** out;
+  SIGMOID_CE_INLINE void operator()(const S* t, int n) const {
+    using Targets = TargetOps<B, S>;
+    typename B::V v = Targets::load(t);
+    if (run.has_ignore_label) {
+      const typename B::V kept = B::zero_if(Targets::ignored(t, run), B::set(1));
+      v = B::if_zero(kept, B::set(static_cast<typename B::T>(kIgnored)), v);
+    }
+    store_some<B>(*out, v, n);
+    *out += n;
+  }
+};
+template <class B, class H>
+struct Widen {
+  float** out;
+  SIGMOID_CE_INLINE void operator()(const H* p, int n) const {
+    store_some<B>(*out, B::load_half(p), n);
+    *out += n;
+  }
+};
+template <class B, class H>
+struct Narrow {
+  H** out;
+  SIGMOID_CE_INLINE void operator()(const float* p, int n) const {
+    if (n == B::kLanes) {
+      B::store_half(*out, B::load(p));
+    } else {
+      H all[B::kLanes];
+      B::store_half(all, B::load(p));
+      __builtin_memcpy(*out, all, n * sizeof(H));
+    }
+    *out += n;
+  }
+};
+
+template <class B, class S>
+void convert(const Run& run) {
+  typename B::T* out = static_cast<typename B::T*>(run.out);
+  each_vector<B, S>(run, Convert<B, S>{run, &out});
+}
+template <class B, class H>
+void widen(const Run& run) {
+  float* out = static_cast<float*>(run.out);
+  each_vector<B, H>(run, Widen<B, H>{&out});
+}
+template <class B, class H>
+void narrow(const Run& run) {
+  H* out = static_cast<H*>(run.out);
+  each_vector<B, float>(run, Narrow<B, H>{&out});
 }
 
 template <class B, class S, int U, int kOperation>
 void fill_operation(KernelTable* table, int scores, int target) {
-  table->run[scores][target][kOperation][0] = &Loop<B, S, kOperation, false, U>::run;
-  table->run[scores][target][kOperation][1] = &Loop<B, S, kOperation, true, U>::run;
+  table->run[scores][target][kOperation][0] = &Loop<B, S, kOperation, kPlain, U>::run;
+  table->run[scores][target][kOperation][1] = &Loop<B, S, kOperation, kGeneral, U>::run;
 }
 
 template <class B, class S, int U>
@@ -259,7 +467,14 @@ void fill_target(KernelTable* table, int scores, int target) {
   fill_operation<B, S, U, kElementwise>(table, scores, target);
   fill_operation<B, S, U, kBackward>(table, scores, target);
   fill_operation<B, S, U, kForwardBackward>(table, scores, target);
-  table->count[scores][target] = &count_ignored<B, S>;
+  table->count_ignored[scores][target] = &count_ignored<B, S>;
+  table->count_classes[scores][target] = &count_classes<B, S>;
+  table->convert[scores][target] = &convert<B, S>;
+}
+
+template <class B, int U, int kOperation>
+void fill_focal(KernelTable* table, int scores) {
+  table->focal[scores][kOperation] = &Loop<B, typename B::T, kOperation, kFocal, U>::run;
 }
 
 template <class B, int U>
@@ -270,6 +485,12 @@ void fill_scores(KernelTable* table, int scores) {
   fill_target<B, std::int8_t, U>(table, scores, kTargetInt8);
   fill_target<B, std::int32_t, U>(table, scores, kTargetInt32);
   fill_target<B, std::int64_t, U>(table, scores, kTargetInt64);
+  fill_focal<B, U, kForward>(table, scores);
+  fill_focal<B, U, kElementwise>(table, scores);
+  fill_focal<B, U, kBackward>(table, scores);
+  fill_focal<B, U, kForwardBackward>(table, scores);
+  fill_focal<B, U, kHessian>(table, scores);
+  fill_focal<B, U, kTargetBackward>(table, scores);
 }
 
 // U: rows at a time, as many as the registers hold.
@@ -279,6 +500,10 @@ KernelTable make_table(const char* name) {
   table.name = name;
   fill_scores<F32, U>(&table, 0);
   fill_scores<F64, U>(&table, 1);
+  table.widen[0] = &widen<F32, math::Float16>;
+  table.widen[1] = &widen<F32, math::Bfloat16>;
+  table.narrow[0] = &narrow<F32, math::Float16>;
+  table.narrow[1] = &narrow<F32, math::Bfloat16>;
   return table;
 }
 

@@ -8,10 +8,10 @@
 #include <immintrin.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,popcnt"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,popcnt"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,popcnt")
+#pragma GCC target("avx2,fma,f16c,popcnt")
 #endif
 
 #include "cpu/kernel.inl.h"

@@ -1,4 +1,4 @@
-// Ops on 256-bit vectors: AVX2 and FMA. Included inside a target region (kernel_avx2.cpp).
+// Ops on 256-bit vectors: AVX2, FMA and F16C. Included inside a target region (kernel_avx2.cpp).
 #ifndef SIGMOID_CE_CPU_OPS_AVX2_H_
 #define SIGMOID_CE_CPU_OPS_AVX2_H_
 
@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "math/exp_log1p.h"
+#include "math/half.h"
 #include "math/targets.h"
 
 namespace sigmoid_ce {
@@ -55,17 +56,57 @@ struct Avx2F32 {
     return _mm256_xor_ps(v, _mm256_and_ps(sign(), x));
   }
   static SIGMOID_CE_INLINE V zero_where_zero(V u, V v) { return zero_if(is_zero(u), v); }
+  static SIGMOID_CE_INLINE V if_zero(V u, V v, V w) { return _mm256_blendv_ps(w, v, is_zero(u)); }
+  static SIGMOID_CE_INLINE V quotient(V a, V b) { return div(a, b); }
+  // The exponent of a positive normal number, and the rest in [1, 2).
+  static SIGMOID_CE_INLINE V split(V v, V* mantissa) {
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i one = _mm256_set1_epi32(127 << 23);
+    const __m256i low = _mm256_and_si256(bits, _mm256_set1_epi32((1 << 23) - 1));
+    *mantissa = _mm256_castsi256_ps(_mm256_or_si256(low, one));
+    const __m256i exponent = _mm256_srli_epi32(bits, 23);
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(exponent, _mm256_set1_epi32(127)));
+  }
 
   static SIGMOID_CE_INLINE M is_zero(V v) {
     return _mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_EQ_OQ);
   }
   static SIGMOID_CE_INLINE M none() { return _mm256_setzero_ps(); }
   static SIGMOID_CE_INLINE M either(M a, M b) { return _mm256_or_ps(a, b); }
+  static SIGMOID_CE_INLINE M both(M a, M b) { return _mm256_and_ps(a, b); }
+  static SIGMOID_CE_INLINE bool all(M m) { return _mm256_movemask_ps(m) == 0xff; }
+  static SIGMOID_CE_INLINE M differs(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_NEQ_UQ); }
   static SIGMOID_CE_INLINE M in_range(V v, V low, V high) {
     return _mm256_and_ps(_mm256_cmp_ps(v, low, _CMP_GE_OQ), _mm256_cmp_ps(v, high, _CMP_LE_OQ));
   }
   static SIGMOID_CE_INLINE V zero_if(M m, V v) { return _mm256_andnot_ps(m, v); }
   static SIGMOID_CE_INLINE int count(M m) { return __builtin_popcount(_mm256_movemask_ps(m)); }
+
+  static SIGMOID_CE_INLINE __m128i load_16(const void* p) {
+    return _mm_loadu_si128(static_cast<const __m128i*>(p));
+  }
+  static SIGMOID_CE_INLINE V load_half(const math::Float16* p) {
+    return _mm256_cvtph_ps(load_16(p));
+  }
+  static SIGMOID_CE_INLINE V load_half(const math::Bfloat16* p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_16(p)), 16));
+  }
+  static SIGMOID_CE_INLINE void store_half(math::Float16* p, V v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+  static SIGMOID_CE_INLINE void store_half(math::Bfloat16* p, V v) {
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i up = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    __m256i rounded = _mm256_blendv_epi8(_mm256_add_epi32(bits, up), quiet, nan);
+    rounded = _mm256_srli_epi32(rounded, 16);
+    // Within each half of the vector, which the permutation puts right.
+    const __m256i packed = _mm256_packus_epi32(rounded, rounded);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+  }
 
   static SIGMOID_CE_INLINE V from_int(I v) { return _mm256_cvtepi32_ps(v); }
   static SIGMOID_CE_INLINE __m128i load8(const void* p) {
@@ -165,12 +206,28 @@ struct Avx2F64 {
     return _mm256_xor_pd(v, _mm256_and_pd(sign(), x));
   }
   static SIGMOID_CE_INLINE V zero_where_zero(V u, V v) { return zero_if(is_zero(u), v); }
+  static SIGMOID_CE_INLINE V if_zero(V u, V v, V w) { return _mm256_blendv_pd(w, v, is_zero(u)); }
+  static SIGMOID_CE_INLINE V quotient(V a, V b) { return div(a, b); }
+  // The exponent of a positive normal number, and the rest in [1, 2).
+  static SIGMOID_CE_INLINE V split(V v, V* mantissa) {
+    const __m256i bits = _mm256_castpd_si256(v);
+    const __m256i one = _mm256_set1_epi64x(INT64_C(1023) << 52);
+    const __m256i low = _mm256_and_si256(bits, _mm256_set1_epi64x((INT64_C(1) << 52) - 1));
+    *mantissa = _mm256_castsi256_pd(_mm256_or_si256(low, one));
+    // In the low bits of 2^52.
+    const __m256i magic = _mm256_set1_epi64x(INT64_C(0x4330000000000000));
+    const __m256i exponent = _mm256_or_si256(_mm256_srli_epi64(bits, 52), magic);
+    return sub(_mm256_castsi256_pd(exponent), set(4503599627370496.0 + 1023));
+  }
 
   static SIGMOID_CE_INLINE M is_zero(V v) {
     return _mm256_cmp_pd(v, _mm256_setzero_pd(), _CMP_EQ_OQ);
   }
   static SIGMOID_CE_INLINE M none() { return _mm256_setzero_pd(); }
   static SIGMOID_CE_INLINE M either(M a, M b) { return _mm256_or_pd(a, b); }
+  static SIGMOID_CE_INLINE M both(M a, M b) { return _mm256_and_pd(a, b); }
+  static SIGMOID_CE_INLINE bool all(M m) { return _mm256_movemask_pd(m) == 0xf; }
+  static SIGMOID_CE_INLINE M differs(V a, V b) { return _mm256_cmp_pd(a, b, _CMP_NEQ_UQ); }
   static SIGMOID_CE_INLINE M in_range(V v, V low, V high) {
     return _mm256_and_pd(_mm256_cmp_pd(v, low, _CMP_GE_OQ), _mm256_cmp_pd(v, high, _CMP_LE_OQ));
   }

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "math/half.h"
 #include "math/platform.h"
 #include "math/targets.h"
 
@@ -52,12 +53,28 @@ struct Avx512F32 {
   static SIGMOID_CE_INLINE V zero_where_zero(V u, V v) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(u, _mm512_setzero_ps(), _CMP_NEQ_UQ), v);
   }
+  static SIGMOID_CE_INLINE V if_zero(V u, V v, V w) {
+    return _mm512_mask_blend_ps(is_zero(u), w, v);
+  }
+  static SIGMOID_CE_INLINE V quotient(V a, V b) { return div(a, b); }
+  // The exponent of a positive normal number, and the rest in [1, 2).
+  static SIGMOID_CE_INLINE V split(V v, V* mantissa) {
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i one = _mm512_set1_epi32(127 << 23);
+    const __m512i low = _mm512_and_si512(bits, _mm512_set1_epi32((1 << 23) - 1));
+    *mantissa = _mm512_castsi512_ps(_mm512_or_si512(low, one));
+    const __m512i exponent = _mm512_srli_epi32(bits, 23);
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(exponent, _mm512_set1_epi32(127)));
+  }
 
   static SIGMOID_CE_INLINE M is_zero(V v) {
     return _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_EQ_OQ);
   }
   static SIGMOID_CE_INLINE M none() { return 0; }
   static SIGMOID_CE_INLINE M either(M a, M b) { return static_cast<M>(a | b); }
+  static SIGMOID_CE_INLINE M both(M a, M b) { return static_cast<M>(a & b); }
+  static SIGMOID_CE_INLINE bool all(M m) { return m == 0xffff; }
+  static SIGMOID_CE_INLINE M differs(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
   static SIGMOID_CE_INLINE M in_range(V v, V low, V high) {
     return _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(v, low, _CMP_GE_OQ), v, high, _CMP_LE_OQ);
   }
@@ -65,6 +82,30 @@ struct Avx512F32 {
     return _mm512_maskz_mov_ps(static_cast<M>(~m), v);
   }
   static SIGMOID_CE_INLINE int count(M m) { return __builtin_popcount(m); }
+
+  static SIGMOID_CE_INLINE __m256i load_16(const void* p) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+  }
+  static SIGMOID_CE_INLINE V load_half(const math::Float16* p) {
+    return _mm512_cvtph_ps(load_16(p));
+  }
+  static SIGMOID_CE_INLINE V load_half(const math::Bfloat16* p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_16(p)), 16));
+  }
+  static SIGMOID_CE_INLINE void store_half(math::Float16* p, V v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  static SIGMOID_CE_INLINE void store_half(math::Bfloat16* p, V v) {
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    const M nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    const __m512i rounded = _mm512_mask_mov_epi32(_mm512_add_epi32(bits, up), nan, quiet);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+  }
 
   static SIGMOID_CE_INLINE V from_int(I v) { return _mm512_cvtepi32_ps(v); }
   static SIGMOID_CE_INLINE __m128i load16(const void* p) {
@@ -147,12 +188,28 @@ struct Avx512F64 {
   static SIGMOID_CE_INLINE V zero_where_zero(V u, V v) {
     return _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(u, _mm512_setzero_pd(), _CMP_NEQ_UQ), v);
   }
+  static SIGMOID_CE_INLINE V if_zero(V u, V v, V w) {
+    return _mm512_mask_blend_pd(is_zero(u), w, v);
+  }
+  static SIGMOID_CE_INLINE V quotient(V a, V b) { return div(a, b); }
+  // The exponent of a positive normal number, and the rest in [1, 2).
+  static SIGMOID_CE_INLINE V split(V v, V* mantissa) {
+    const __m512i bits = _mm512_castpd_si512(v);
+    const __m512i one = _mm512_set1_epi64(INT64_C(1023) << 52);
+    const __m512i low = _mm512_and_si512(bits, _mm512_set1_epi64((INT64_C(1) << 52) - 1));
+    *mantissa = _mm512_castsi512_pd(_mm512_or_si512(low, one));
+    const __m512i exponent = _mm512_srli_epi64(bits, 52);
+    return _mm512_cvtepi64_pd(_mm512_sub_epi64(exponent, _mm512_set1_epi64(1023)));
+  }
 
   static SIGMOID_CE_INLINE M is_zero(V v) {
     return _mm512_cmp_pd_mask(v, _mm512_setzero_pd(), _CMP_EQ_OQ);
   }
   static SIGMOID_CE_INLINE M none() { return 0; }
   static SIGMOID_CE_INLINE M either(M a, M b) { return static_cast<M>(a | b); }
+  static SIGMOID_CE_INLINE M both(M a, M b) { return static_cast<M>(a & b); }
+  static SIGMOID_CE_INLINE bool all(M m) { return m == 0xff; }
+  static SIGMOID_CE_INLINE M differs(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_NEQ_UQ); }
   static SIGMOID_CE_INLINE M in_range(V v, V low, V high) {
     return _mm512_mask_cmp_pd_mask(_mm512_cmp_pd_mask(v, low, _CMP_GE_OQ), v, high, _CMP_LE_OQ);
   }

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "math/exp_log1p.h"
+#include "math/half.h"
 #include "math/targets.h"
 
 namespace sigmoid_ce {
@@ -61,10 +62,25 @@ struct NeonF32 {
     return vreinterpretq_f32_u32(veorq_u32(vreinterpretq_u32_f32(v), sign));
   }
   static SIGMOID_CE_INLINE V zero_where_zero(V u, V v) { return zero_if(is_zero(u), v); }
+  static SIGMOID_CE_INLINE V if_zero(V u, V v, V w) { return vbslq_f32(is_zero(u), v, w); }
+  static SIGMOID_CE_INLINE V quotient(V a, V b) { return div(a, b); }
+  // The exponent of a positive normal number, and the rest in [1, 2).
+  static SIGMOID_CE_INLINE V split(V v, V* mantissa) {
+    const M bits = vreinterpretq_u32_f32(v);
+    const M low = vandq_u32(bits, vdupq_n_u32((1u << 23) - 1));
+    *mantissa = vreinterpretq_f32_u32(vorrq_u32(low, vdupq_n_u32(127u << 23)));
+    const int32x4_t exponent = vreinterpretq_s32_u32(vshrq_n_u32(bits, 23));
+    return vcvtq_f32_s32(vsubq_s32(exponent, vdupq_n_s32(127)));
+  }
 
   static SIGMOID_CE_INLINE M is_zero(V v) { return vceqzq_f32(v); }
   static SIGMOID_CE_INLINE M none() { return vdupq_n_u32(0); }
   static SIGMOID_CE_INLINE M either(M a, M b) { return vorrq_u32(a, b); }
+  static SIGMOID_CE_INLINE M both(M a, M b) { return vandq_u32(a, b); }
+  static SIGMOID_CE_INLINE bool all(M m) { return vminvq_u32(m) != 0; }
+  static SIGMOID_CE_INLINE M differs(V a, V b) {
+    return veorq_u32(vceqq_f32(a, b), vdupq_n_u32(~UINT32_C(0)));
+  }
   static SIGMOID_CE_INLINE M in_range(V v, V low, V high) {
     return vandq_u32(vcgeq_f32(v, low), vcleq_f32(v, high));
   }
@@ -73,6 +89,30 @@ struct NeonF32 {
   }
   static SIGMOID_CE_INLINE int count(M m) {
     return static_cast<int>(vaddvq_u32(vshrq_n_u32(m, 31)));
+  }
+
+  static SIGMOID_CE_INLINE uint16x4_t load_16(const void* p) {
+    return vreinterpret_u16_u8(vld1_u8(static_cast<const std::uint8_t*>(p)));
+  }
+  static SIGMOID_CE_INLINE V load_half(const math::Float16* p) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(load_16(p)));
+  }
+  static SIGMOID_CE_INLINE V load_half(const math::Bfloat16* p) {
+    return vreinterpretq_f32_u32(vshll_n_u16(load_16(p), 16));
+  }
+  static SIGMOID_CE_INLINE void store_16(void* p, uint16x4_t v) {
+    vst1_u8(static_cast<std::uint8_t*>(p), vreinterpret_u8_u16(v));
+  }
+  static SIGMOID_CE_INLINE void store_half(math::Float16* p, V v) {
+    store_16(p, vreinterpret_u16_f16(vcvt_f16_f32(v)));
+  }
+  static SIGMOID_CE_INLINE void store_half(math::Bfloat16* p, V v) {
+    const uint32x4_t bits = vreinterpretq_u32_f32(v);
+    const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    const uint32x4_t up = vaddq_u32(odd, vdupq_n_u32(0x7fff));
+    const uint32x4_t quiet = vorrq_u32(bits, vdupq_n_u32(0x400000));
+    const uint32x4_t rounded = vbslq_u32(vceqq_f32(v, v), vaddq_u32(bits, up), quiet);
+    store_16(p, vshrn_n_u32(rounded, 16));
   }
 
   static SIGMOID_CE_INLINE V from_int(I v) { return vcvtq_f32_s32(v); }
@@ -167,10 +207,27 @@ struct NeonF64 {
     return vreinterpretq_f64_u64(veorq_u64(vreinterpretq_u64_f64(v), sign));
   }
   static SIGMOID_CE_INLINE V zero_where_zero(V u, V v) { return zero_if(is_zero(u), v); }
+  static SIGMOID_CE_INLINE V if_zero(V u, V v, V w) { return vbslq_f64(is_zero(u), v, w); }
+  static SIGMOID_CE_INLINE V quotient(V a, V b) { return div(a, b); }
+  // The exponent of a positive normal number, and the rest in [1, 2).
+  static SIGMOID_CE_INLINE V split(V v, V* mantissa) {
+    const M bits = vreinterpretq_u64_f64(v);
+    const M low = vandq_u64(bits, vdupq_n_u64((UINT64_C(1) << 52) - 1));
+    *mantissa = vreinterpretq_f64_u64(vorrq_u64(low, vdupq_n_u64(UINT64_C(1023) << 52)));
+    const int64x2_t exponent = vreinterpretq_s64_u64(vshrq_n_u64(bits, 52));
+    return vcvtq_f64_s64(vsubq_s64(exponent, vdupq_n_s64(1023)));
+  }
 
   static SIGMOID_CE_INLINE M is_zero(V v) { return vceqzq_f64(v); }
   static SIGMOID_CE_INLINE M none() { return vdupq_n_u64(0); }
   static SIGMOID_CE_INLINE M either(M a, M b) { return vorrq_u64(a, b); }
+  static SIGMOID_CE_INLINE M both(M a, M b) { return vandq_u64(a, b); }
+  static SIGMOID_CE_INLINE bool all(M m) {
+    return (vgetq_lane_u64(m, 0) & vgetq_lane_u64(m, 1)) != 0;
+  }
+  static SIGMOID_CE_INLINE M differs(V a, V b) {
+    return veorq_u64(vceqq_f64(a, b), vdupq_n_u64(~UINT64_C(0)));
+  }
   static SIGMOID_CE_INLINE M in_range(V v, V low, V high) {
     return vandq_u64(vcgeq_f64(v, low), vcleq_f64(v, high));
   }

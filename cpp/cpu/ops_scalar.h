@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "math/exp_log1p.h"
+#include "math/half.h"
 #include "math/targets.h"
 
 namespace sigmoid_ce {
@@ -86,13 +87,36 @@ struct ScalarOps {
   }
   static SIGMOID_CE_INLINE V flip_sign(V v, V x) { return from_bits(bits(v) ^ (bits(x) & kSign)); }
   static SIGMOID_CE_INLINE V zero_where_zero(V u, V v) { return u == 0 ? V(0) : v; }
+  static SIGMOID_CE_INLINE V if_zero(V u, V v, V w) { return u == 0 ? v : w; }
+  static SIGMOID_CE_INLINE V quotient(V a, V b) { return a / b; }
+  // The exponent of a positive normal number, and the rest in [1, 2).
+  static SIGMOID_CE_INLINE V split(V v, V* mantissa) {
+    const int bias = sizeof(T) == 4 ? 127 : 1023;
+    const Bits one = Bits(bias) << ScalarBits<T>::kMantissa;
+    const Bits low = (Bits(1) << ScalarBits<T>::kMantissa) - 1;
+    *mantissa = from_bits((bits(v) & low) | one);
+    return static_cast<T>(static_cast<int>(bits(v) >> ScalarBits<T>::kMantissa) - bias);
+  }
 
   static SIGMOID_CE_INLINE M is_zero(V v) { return v == 0; }
   static SIGMOID_CE_INLINE M none() { return false; }
   static SIGMOID_CE_INLINE M either(M a, M b) { return a | b; }
+  static SIGMOID_CE_INLINE M both(M a, M b) { return a & b; }
+  static SIGMOID_CE_INLINE bool all(M m) { return m; }
+  static SIGMOID_CE_INLINE M differs(V a, V b) { return !(a == b); }
   static SIGMOID_CE_INLINE M in_range(V v, V low, V high) { return v >= low && v <= high; }
   static SIGMOID_CE_INLINE V zero_if(M m, V v) { return m ? V(0) : v; }
   static SIGMOID_CE_INLINE int count(M m) { return m; }
+
+  // 16-bit numbers, by the Ops of float32.
+  template <class H>
+  static SIGMOID_CE_INLINE V load_half(const H* p) {
+    return math::widen(*p);
+  }
+  template <class H>
+  static SIGMOID_CE_INLINE void store_half(H* p, V v) {
+    math::narrow(v, p);
+  }
 
   static SIGMOID_CE_INLINE V from_int(I v) { return static_cast<T>(v); }
   template <class S>

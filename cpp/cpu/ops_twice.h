@@ -38,6 +38,7 @@ struct Twice {
   SIGMOID_CE_TWICE_2(mul)
   SIGMOID_CE_TWICE_2(mul_rounded)
   SIGMOID_CE_TWICE_2(div)
+  SIGMOID_CE_TWICE_2(quotient)
   SIGMOID_CE_TWICE_2(min_or_nan)
   SIGMOID_CE_TWICE_2(flip_sign)
   SIGMOID_CE_TWICE_2(zero_where_zero)
@@ -45,9 +46,14 @@ struct Twice {
   SIGMOID_CE_TWICE_3(fnma)
   SIGMOID_CE_TWICE_3(scale)
   SIGMOID_CE_TWICE_3(by_sign)
+  SIGMOID_CE_TWICE_3(if_zero)
 #undef SIGMOID_CE_TWICE_1
 #undef SIGMOID_CE_TWICE_2
 #undef SIGMOID_CE_TWICE_3
+
+  static SIGMOID_CE_INLINE V split(V v, V* mantissa) {
+    return V{O::split(v.a, &mantissa->a), O::split(v.b, &mantissa->b)};
+  }
 
   static SIGMOID_CE_INLINE V set(T v) { return V{O::set(v), O::set(v)}; }
   static SIGMOID_CE_INLINE V load(const T* p) { return V{O::load(p), O::load(p + kStride)}; }
@@ -64,6 +70,11 @@ struct Twice {
   static SIGMOID_CE_INLINE M none() { return M{O::none(), O::none()}; }
   static SIGMOID_CE_INLINE M either(M m, M n) {
     return M{O::either(m.a, n.a), O::either(m.b, n.b)};
+  }
+  static SIGMOID_CE_INLINE M both(M m, M n) { return M{O::both(m.a, n.a), O::both(m.b, n.b)}; }
+  static SIGMOID_CE_INLINE bool all(M m) { return O::all(m.a) && O::all(m.b); }
+  static SIGMOID_CE_INLINE M differs(V v, V w) {
+    return M{O::differs(v.a, w.a), O::differs(v.b, w.b)};
   }
   static SIGMOID_CE_INLINE M in_range(V v, V low, V high) {
     return M{O::in_range(v.a, low.a, high.a), O::in_range(v.b, low.b, high.b)};

@@ -30,6 +30,8 @@ inline std::int64_t size_of(DType dtype) {
   }
 }
 
+constexpr double kMaxGamma = 1e6;
+
 inline bool is_integer(DType dtype) { return dtype >= DType::kBool && dtype <= DType::kInt64; }
 inline bool is_half(DType dtype) { return dtype == DType::kFloat16 || dtype == DType::kBfloat16; }
 
@@ -127,11 +129,44 @@ struct Call {
       }
     }
     if (o.weight.data != nullptr && o.weight.dtype != inputs.scores.dtype &&
+        !(o.weight.dtype == DType::kFloat32 && is_half(inputs.scores.dtype)) &&
         o.weight.dtype != DType::kBool && o.weight.dtype != DType::kUint8 &&
         o.weight.dtype != DType::kInt8) {
-      return invalid("weight", "expected the scores' dtype, bool, uint8 or int8");
+      return invalid("weight",
+                     "expected the scores' dtype (or float32 beside 16 bits), bool, uint8 or int8");
     }
-    if (o.normalization > Normalization::kNumber) {
+    // !(a <= b) and the like: NaN too.
+    if (!(o.label_smoothing >= 0 && o.label_smoothing < 1)) {
+      return invalid("label_smoothing", "expected a number of 0 or more and below 1");
+    }
+    if (!(o.gamma >= 0 && o.gamma <= kMaxGamma)) {
+      return invalid("gamma", "expected a number from 0 to 1e6");
+    }
+    if (o.has_alpha && !(o.alpha >= 0 && o.alpha <= 1)) {
+      return invalid("alpha", "expected a number from 0 to 1");
+    }
+    if (!(o.negative_scale >= 0 && o.negative_scale <= std::numeric_limits<float>::max())) {
+      return invalid("negative_scale", "expected a finite number of 0 or more");
+    }
+    if (o.uncertain > Uncertain::kIgnore) {
+      return invalid("uncertain", "expected one of the enumeration");
+    }
+    if (o.balance > Balance::kBatchMean) {
+      return invalid("balance", "expected one of the enumeration");
+    }
+    if (o.balance == Balance::kImage && inputs.ndim < 2) {
+      return invalid("balance", "by image expects scores with an axis of images and another one");
+    }
+    if (o.balance_per_channel && o.balance == Balance::kNone) {
+      return invalid("balance_per_channel", "expected a balance that it is for");
+    }
+    if (o.balance_per_channel && inputs.ndim < 2) {
+      return invalid("balance_per_channel", "expected scores with channels (axis 1)");
+    }
+    if (o.balance != Balance::kNone && o.class_weights == nullptr && count != total) {
+      return invalid("balance", "expected the whole array, or the class_weights for a piece of it");
+    }
+    if (o.normalization > Normalization::kForeground) {
       return invalid("normalization", "expected one of the enumeration");
     }
     if (o.normalization == Normalization::kNumber && !(o.divisor > 0 && std::isfinite(o.divisor))) {
@@ -176,6 +211,11 @@ struct IgnoreRule {
       }
     }
     on = label >= least && label <= most;
+  }
+
+  // Whether a target of this value, which every type has, is ignored.
+  bool matches(int value, bool integers) const {
+    return on && (integers ? label == value : low <= value && value <= high);
   }
 };
 

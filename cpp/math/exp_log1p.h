@@ -6,6 +6,7 @@
 //                 valid range        max error   special values
 //   exp_neg(a)    [0, inf], NaN      0.9 ulp     inf -> +0, NaN -> NaN; subnormals right
 //   log1p_01(z)   [0, 1], NaN        0.9 ulp     0 -> 0, NaN -> NaN
+//   log_01(y)     (0, 2)             of 1        1 -> 0; anything else gives a number that means nothing
 //
 // Constants: tools/fit_polynomials.py prints them, with the error of each fit.
 #ifndef SIGMOID_CE_MATH_EXP_LOG1P_H_
@@ -43,6 +44,9 @@ struct ExpLog1p<float> {
   // ln 2 in two parts: N * kLn2Hi is exact (15 bits, N < 2^8), so a - N * kLn2Hi is exact too.
   static constexpr float kLn2Hi = 0.69314575f;
   static constexpr float kLn2Lo = 1.4286068e-06f;
+  // Makes a subnormal number normal: 2^kLift.
+  static constexpr int kLift = 64;
+  static constexpr float kLifted = 1.8446744e+19f;
 
   // E with exp(-r) = 1 + r E(r), |r| <= ln(2)/2: relative error 2^-28.0
   template <class O>
@@ -67,6 +71,8 @@ struct ExpLog1p<double> {
   static constexpr double kUnbias = 7.458340731200207e-155;
   static constexpr double kLn2Hi = 0.6931471805582987;  // 36 bits, N < 2^11
   static constexpr double kLn2Lo = 1.6465949582897082e-12;
+  static constexpr int kLift = 128;
+  static constexpr double kLifted = 3.402823669209385e+38;
 
   template <class O>  // relative error 2^-57.7
   static SIGMOID_CE_INLINE typename O::V exp_polynomial(typename O::V r) {
@@ -105,6 +111,18 @@ template <class O>
 SIGMOID_CE_INLINE typename O::V log1p_01(typename O::V z) {
   using C = ExpLog1p<typename O::T>;
   return O::fma(z, C::template log_polynomial<O>(O::sub(z, O::set(0.5f))), z);
+}
+
+// y = 2^-N (1 + f): log1p(f) - N ln 2. The error is absolute, an ulp of the larger of 1 and |log y|.
+template <class O>
+SIGMOID_CE_INLINE typename O::V log_01(typename O::V y) {
+  using V = typename O::V;
+  using C = ExpLog1p<typename O::T>;
+  V f;
+  const V exponent = O::split(O::mul(y, O::set(C::kLifted)), &f);
+  const V n = O::sub(O::set(C::kLift), exponent);
+  const V l = log1p_01<O>(O::sub(f, O::set(1)));
+  return O::fnma(n, O::set(C::kLn2Hi), O::fnma(n, O::set(C::kLn2Lo), l));
 }
 
 }  // namespace math

@@ -20,10 +20,10 @@
 // and those marked with SIGMOID_CE_BOTH of the host too.
 #if defined(__CUDACC__)
 #define SIGMOID_CE_INLINE __device__ inline __attribute__((always_inline))
-#define SIGMOID_CE_BOTH __host__ __device__ inline
+#define SIGMOID_CE_BOTH __host__ __device__ inline __attribute__((always_inline))
 #else
 #define SIGMOID_CE_INLINE inline __attribute__((always_inline))
-#define SIGMOID_CE_BOTH inline
+#define SIGMOID_CE_BOTH inline __attribute__((always_inline))
 #endif
 
 // A product that must be rounded before it is added: hides it from the optimiser, since GCC fuses mul and

@@ -11,6 +11,7 @@ from __future__ import annotations
 # what is left of the ones before it.
 EXP_ULP = 0.9
 LOG1P_ULP = 0.9
+LOG_ULP = 1.2  # of log(y), in ulp of the larger of 1 and the result
 
 # Loss and gradient of an element, every score, t = 0 or 1, no weights. Three roundings of half an
 # ulp would be 1.5; the polynomials and the quotient take the rest.
@@ -27,6 +28,12 @@ FLOAT64_ULP = 2.0
 LOSS_TERMS_EPS = 4.0
 GRADIENT_TERMS_EPS = 4.0
 
+# Loss, gradient, Hessian and target gradient with any options, targets in [0, 1] as they are after
+# label_smoothing and class weights as they are after their rounding. Relative to the sizes of the
+# terms (docs/numerics.md lists them) times 1 + gamma (1 + L), L = -log r: r^gamma is exp(-gamma L),
+# where r and L have errors of about 1 and L eps. Without a focal factor that is 1.
+FAMILY_TERMS_EPS = 4.0
+
 # The reduced loss, rounded to float32: N(0, 3) scores at 2^24 elements, where the errors of the
 # elements average out; and any scores without weights, where all elements may err alike: targets in
 # [0, 1] without pos_weight, or targets 0 and 1 with a pos_weight p (and a loss of p times a normal
@@ -42,10 +49,12 @@ CUT_FLOAT64_ULP = 25.0
 TABLE = {
     "EXP_ULP": EXP_ULP,
     "LOG1P_ULP": LOG1P_ULP,
+    "LOG_ULP": LOG_ULP,
     "FLOAT32_ULP": FLOAT32_ULP,
     "FLOAT64_ULP": FLOAT64_ULP,
     "LOSS_TERMS_EPS": LOSS_TERMS_EPS,
     "GRADIENT_TERMS_EPS": GRADIENT_TERMS_EPS,
+    "FAMILY_TERMS_EPS": FAMILY_TERMS_EPS,
     "MEAN_FLOAT32_ULP": MEAN_FLOAT32_ULP,
     "MEAN_WORST_FLOAT32_ULP": MEAN_WORST_FLOAT32_ULP,
     "CUT_FLOAT32_ULP": CUT_FLOAT32_ULP,

@@ -153,10 +153,11 @@ void print(const std::string& name, std::uint64_t value) {
   std::printf("%s %016" PRIx64 "\n", name.c_str(), value);
 }
 
-// Runs the four operations; forward and forward_backward must agree, as must the gradients of both passes.
+// Runs the operations; forward and forward_backward must agree, as must the gradients of all passes. More: the Hessian
+// and the gradient with respect to the targets too.
 template <typename T>
 void operations(const std::string& name, const sigmoid_ce::Inputs& inputs,
-                const sigmoid_ce::Options& options, std::int64_t count) {
+                const sigmoid_ce::Options& options, std::int64_t count, bool more = false) {
   std::vector<T> out(static_cast<std::size_t>(count) +
                      1);  // never an empty vector: data() is valid
   const sigmoid_ce::MutableArray array(out.data());
@@ -168,10 +169,11 @@ void operations(const std::string& name, const sigmoid_ce::Inputs& inputs,
   print(name + "/backward", gradient);
 
   sigmoid_ce::Partial partial;
-  check(device::forward(inputs, options, &partial), name);
-  print(name + "/forward", digest({word(partial.sum()), static_cast<std::uint64_t>(partial.n_valid),
-                                   static_cast<std::uint64_t>(partial.n_total),
-                                   word(cpu::loss(inputs, options, partial))}));
+  double divisor = 0;
+  check(device::forward(inputs, options, &partial, &divisor), name);
+  print(name + "/forward",
+        digest({word(partial.sum()), static_cast<std::uint64_t>(partial.n_valid),
+                static_cast<std::uint64_t>(partial.n_total), word(cpu::divide(partial, divisor))}));
 
   sigmoid_ce::Partial both;
   check(device::forward_backward(inputs, options, &both, array), name);
@@ -179,6 +181,18 @@ void operations(const std::string& name, const sigmoid_ce::Inputs& inputs,
     std::fprintf(stderr, "%s: forward_backward differs from forward and backward\n", name.c_str());
     std::exit(1);
   }
+  if (!more) return;
+
+  std::vector<T> curve(out.size());
+  const sigmoid_ce::MutableArray curve_array(curve.data());
+  check(device::forward_backward(inputs, options, &both, array, curve_array), name);
+  if (digest(out, count) != gradient || !(both == partial)) {
+    std::fprintf(stderr, "%s: the pass with the Hessian differs\n", name.c_str());
+    std::exit(1);
+  }
+  print(name + "/hessian", digest(curve, count));
+  check(device::backward_targets(inputs, options, array), name);
+  print(name + "/targets", digest(out, count));
 }
 
 constexpr std::int64_t kShape[3] = {3, 5,
@@ -249,6 +263,78 @@ void option_cases(const std::string& name, bool any) {
   operations<T>(name + "/all", inputs, o, kCount);
 }
 
+// Options for unbalanced and dense targets.
+template <typename T, typename Target>
+void family_cases(const std::string& name) {
+  std::vector<T> scores(kCount), weights(kCount);
+  std::vector<Target> targets(kCount);
+  for (std::int64_t i = 0; i < kCount; ++i) {
+    scores[i] = score<T>(i, false);
+    weights[i] = weight<T>(i);
+    set_target(i, false, &targets[i]);
+  }
+  sigmoid_ce::Inputs inputs;
+  inputs.scores = ConstArray(scores.data(), dtype_of(T()));
+  inputs.targets = ConstArray(targets.data(), dtype_of(Target()));
+  inputs.shape = kShape;
+  inputs.ndim = 3;
+  const sigmoid_ce::Options plain;
+  const auto run = [&](const char* option, const sigmoid_ce::Options& o) {
+    operations<T>(name + "/" + option, inputs, o, kCount, true);
+  };
+  run("none", plain);
+  sigmoid_ce::Options o = plain;
+  o.label_smoothing = 0.1;
+  run("smoothing", o);
+  o = plain;
+  o.uncertain = sigmoid_ce::Uncertain::kIgnore;
+  o.normalization = sigmoid_ce::Normalization::kValid;
+  run("uncertain", o);
+  o.has_ignore_label = true;
+  o.ignore_label = 1;
+  run("uncertain_ignore1", o);
+  o = plain;
+  o.has_alpha = true;
+  o.alpha = 0.25;
+  o.negative_scale = 1.1;
+  o.normalization = sigmoid_ce::Normalization::kForeground;
+  run("alpha", o);
+  const sigmoid_ce::Balance balances[] = {sigmoid_ce::Balance::kImage, sigmoid_ce::Balance::kBatch,
+                                          sigmoid_ce::Balance::kBatchMean};
+  const char* const names[] = {"image", "batch", "batch_mean"};
+  for (int k = 0; k < 3; ++k) {
+    o = plain;
+    o.balance = balances[k];
+    run(names[k], o);
+    o.balance_per_channel = true;
+    o.has_ignore_label = true;
+    o.ignore_label = 2;
+    o.normalization = sigmoid_ce::Normalization::kValid;
+    run((std::string(names[k]) + "_channel").c_str(), o);
+  }
+  const double gammas[] = {0.5, 1, 2, 5};
+  for (const double gamma : gammas) {
+    o = plain;
+    o.gamma = gamma;
+    run(("gamma" + std::to_string(gamma).substr(0, 3)).c_str(), o);
+  }
+  o.gamma = 1.5;
+  o.has_alpha = true;
+  o.alpha = 0.75;
+  o.negative_scale = 0.9;
+  o.balance = sigmoid_ce::Balance::kImage;
+  o.balance_per_channel = true;
+  o.label_smoothing = 0.2;
+  o.has_ignore_label = true;
+  o.ignore_label = 2;
+  o.pos_weight = kPosWeights;
+  o.pos_weight_count = 5;
+  o.weight = ConstArray(weights.data(), dtype_of(T()));
+  o.loss_weight = 0.37;
+  o.normalization = sigmoid_ce::Normalization::kForeground;
+  run("family", o);
+}
+
 // Lengths around the steps of a block: 64, 256, 4096.
 template <typename T>
 void size_cases(const std::string& name) {
@@ -278,6 +364,9 @@ void all_cases(const std::string& name) {
   option_cases<T, std::int32_t>(name + "/int32", false);
   option_cases<T, std::int64_t>(name + "/int64", false);
   size_cases<T>(name);
+  family_cases<T, T>(name + "/family/float");
+  family_cases<T, std::uint8_t>(name + "/family/uint8");
+  family_cases<T, std::int64_t>(name + "/family/int64");
 }
 
 }  // namespace

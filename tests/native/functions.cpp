@@ -1,10 +1,11 @@
-// The two functions of cpp/math/exp_log1p.h against the C library in more precision.
+// The functions of cpp/math/exp_log1p.h against the C library in more precision.
 //
 //   functions [--every K]
 //
 // float32: every K-th bit pattern of the valid range (97 by default) against double. float64: two million
 // samples, half of them uniform, half spread over the exponents, against long double. Prints a line
-// `name error argument` per function and type, the error in ulp as tests/bounds.py defines it.
+// `name error argument` per function and type, the error in ulp as bounds.py defines it; that of log_01 ("logy") in
+// ulp of the larger of 1 and the result.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -63,7 +64,7 @@ int main(int argc, char** argv) {
     return 2;
   }
 
-  Worst exp32, log32, exp64, log64;
+  Worst exp32, log32, logy32, exp64, log64, logy64;
   constexpr std::uint32_t kLast = 0x42d20000;  // 105: exp(-105) rounds to 0
   constexpr std::uint32_t kOne = 0x3f800000;
   for (std::uint32_t bits = 0; bits <= kLast; bits += every) {
@@ -74,18 +75,28 @@ int main(int argc, char** argv) {
     if (bits > kOne) continue;
     exact = std::log1p(static_cast<double>(x));
     log32.add(std::fabs(math::log1p_01<F32>(x) - exact) / spacing(exact, 24, -149), x);
+    if (bits == 0) continue;
+    exact = std::log(static_cast<double>(x));
+    logy32.add(std::fabs(math::log_01<F32>(x) - exact) / spacing(std::max(1.0, -exact), 24, -149),
+               x);
   }
   for (std::uint64_t i = 0; i < 2000000; ++i) {
     const double z = sample(i);
     long double exact = std::log1p(static_cast<long double>(z));
     log64.add(std::fabs(math::log1p_01<F64>(z) - exact) / spacing(exact, 53, -1074), z);
+    const double y = i % 2 ? z : std::ldexp(z, -1000);
+    exact = std::log(static_cast<long double>(y));
+    logy64.add(std::fabs(math::log_01<F64>(y) - exact) / spacing(std::max(1.0L, -exact), 53, -1074),
+               y);
     const double a = 746 * z;
     exact = std::exp(-static_cast<long double>(a));
     exp64.add(std::fabs(math::exp_neg<F64>(a) - exact) / spacing(exact, 53, -1074), a);
   }
   exp32.print("exp32");
   log32.print("log32");
+  logy32.print("logy32");
   exp64.print("exp64");
   log64.print("log64");
+  logy64.print("logy64");
   return 0;
 }

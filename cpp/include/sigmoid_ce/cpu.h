@@ -4,7 +4,8 @@
 //   for p = w = 1: max(x, 0) - x t + log1p(exp(-|x|))
 //
 // Thread-safe and fork-safe. Inputs are never written. No exception leaves these functions. Memory: where an
-// array is strided, broadcast or converted, 160 KiB per thread of the call, kept for the next call; else none.
+// array is strided, broadcast or converted, 288 KiB per thread of the call, kept for the next call; 32 bytes for
+// each group of `balance`, for the call; else none.
 #ifndef SIGMOID_CE_CPU_H_
 #define SIGMOID_CE_CPU_H_
 
@@ -17,8 +18,9 @@
 namespace sigmoid_ce {
 namespace cpu {
 
-// The sum of the losses and the counts.
-Status forward(const Inputs& inputs, const Options& options, Partial* partial);
+// The sum of the losses and the counts; and the divisor max(1, d) that `options` asks for, where it is wanted.
+Status forward(const Inputs& inputs, const Options& options, Partial* partial,
+               double* divisor = nullptr);
 
 // The loss of each element: reduction "none", no divisor.
 Status elementwise(const Inputs& inputs, const Options& options, const MutableArray& losses);
@@ -29,9 +31,24 @@ Status backward(const Inputs& inputs, const Options& options, const MutableArray
 
 // Both in one pass over memory.
 Status forward_backward(const Inputs& inputs, const Options& options, Partial* partial,
-                        const MutableArray& gradient);
+                        const MutableArray& gradient, double* divisor = nullptr);
 
-// The divisor max(1, d) that `options` asks for, and sum / divisor in float64.
+// And the second derivatives, with the same factors: the diagonal of the Hessian, beside which there is nothing.
+Status forward_backward(const Inputs& inputs, const Options& options, Partial* partial,
+                        const MutableArray& gradient, const MutableArray& hessian,
+                        double* divisor = nullptr);
+
+// d loss / d targets, times loss_weight / divisor; 0 where they are ignored or masked. Counts of `balance` and of the
+// divisor are taken for constants. In the scores' dtype; the output may be the scores array itself.
+Status backward_targets(const Inputs& inputs, const Options& options, const MutableArray& gradient);
+
+// w+ and w- of each group of `balance`, for Options::class_weights, so that a second pass need not count: 2
+// class_weight_groups() numbers. A group is an image, a channel, a channel of an image (images first), or all.
+std::int64_t class_weight_groups(const Inputs& inputs, const Options& options);  // 0: bad arguments
+Status class_weights(const Inputs& inputs, const Options& options, double* weights);
+
+// sum / divisor in float64; and the divisor by the counts of a Partial, of any normalization but kForeground.
+double divide(const Partial& partial, double divisor);
 double divisor(const Inputs& inputs, const Options& options, const Partial& partial);
 double loss(const Inputs& inputs, const Options& options, const Partial& partial);
 

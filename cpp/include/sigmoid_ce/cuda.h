@@ -28,8 +28,9 @@ using sigmoid_ce::Inputs;
 
 // As on the CPU, with these differences:
 struct Options : sigmoid_ce::Options {
-  // Options::pos_weight is a number in host memory, and pos_weight_count at most 1. One value per channel (axis 1)
-  // stands here, in device memory: float64 for float64 scores, else float32. Finite and >= 0, which nobody checks.
+  // Options::pos_weight is a number in host memory, and pos_weight_count at most 1. One value per channel (axis 1), or one
+  // for all, stands here, in device memory: float64 for float64 scores, else float32. Finite and >= 0, which nobody
+  // checks.
   const void* channel_pos_weight = nullptr;
   std::int64_t channel_pos_weight_count = 0;
 
@@ -40,6 +41,10 @@ struct Options : sigmoid_ce::Options {
   // `normalization` asks for. Null: off.
   const double* gradient_divisor = nullptr;
 
+  // As Options::class_weights, which is null here, in device memory: what Results::class_weights of another pass got. With
+  // a divisor nothing needs to be counted then.
+  const double* device_class_weights = nullptr;
+
   Options() = default;
 };
 
@@ -47,25 +52,36 @@ struct Options : sigmoid_ce::Options {
 struct Results {
   void* loss = nullptr;                // sum / divisor, computed in float64, of loss_dtype
   DType loss_dtype = DType::kFloat64;  // or kFloat32
-  double* divisor = nullptr;           // max(1, d), as `normalization` asks for
-  Partial* partial = nullptr;          // the exact sum, normalised, and the counts
+  // max(1, d), as `normalization` asks for. For a piece of an array d is that of the whole shape with kFull and
+  // kBatchSize, as for the gradient (cpu::divisor of a Partial counts its elements), and that of the piece with kValid
+  // and kForeground.
+  double* divisor = nullptr;
+  Partial* partial = nullptr;       // the exact sum, normalised, and the counts
+  double* class_weights = nullptr;  // w+ and w- of each group: 2 class_weight_groups() numbers
 
   Results() = default;
 };
 
-// Bytes of device memory that a call needs, aligned to 8: `workspace` below. A call may use those of another that went
-// into the same stream before; calls in different streams need their own.
+// Bytes of device memory that a call needs, aligned to 8: `workspace` below. 16 for each group of `balance`, and some
+// hundreds. A call may use those of another that went into the same stream before; calls in different streams need
+// their own.
 std::size_t workspace_size(const Inputs& inputs, const Options& options);
+
+// As on the CPU. 0: bad arguments.
+std::int64_t class_weight_groups(const Inputs& inputs, const Options& options);
 
 // The sum of the losses.
 Status forward(const Inputs& inputs, const Options& options, const Results& results,
                void* workspace, Stream stream);
 
-// The loss of each element: reduction "none", no divisor. Needs no workspace.
+// The loss of each element: reduction "none", no divisor. The workspace is for `balance` alone, and may be null without.
+Status elementwise(const Inputs& inputs, const Options& options, const MutableArray& losses,
+                   void* workspace, Stream stream);
 Status elementwise(const Inputs& inputs, const Options& options, const MutableArray& losses,
                    Stream stream);
 
-// d loss / d scores, times loss_weight / divisor. kValid with an ignore_label reads the targets once more, to count.
+// d loss / d scores, times loss_weight / divisor. Balance, kForeground, and kValid where targets may be ignored, read the
+// targets once more, to count. Outputs are of the scores' dtype: MutableArray::as_float32 is for the CPU.
 // The output may be the scores array itself; other overlaps are as on the CPU.
 Status backward(const Inputs& inputs, const Options& options, const MutableArray& gradient,
                 void* workspace, Stream stream);
@@ -73,6 +89,18 @@ Status backward(const Inputs& inputs, const Options& options, const MutableArray
 // Both in one pass over memory.
 Status forward_backward(const Inputs& inputs, const Options& options, const Results& results,
                         const MutableArray& gradient, void* workspace, Stream stream);
+
+// And the second derivatives, as on the CPU.
+Status forward_backward(const Inputs& inputs, const Options& options, const Results& results,
+                        const MutableArray& gradient, const MutableArray& hessian, void* workspace,
+                        Stream stream);
+
+// d loss / d targets, as on the CPU.
+Status backward_targets(const Inputs& inputs, const Options& options, const MutableArray& gradient,
+                        void* workspace, Stream stream);
+
+// What a number of CUDA's type cudaError_t means. The runtime forgets the error, which it would report again.
+Status status_of(int cuda_error);
 
 // What there is. Not kOk: no GPU, no driver, one that is too old; the message says which.
 Status device_count(int* count);

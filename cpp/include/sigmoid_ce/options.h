@@ -14,7 +14,7 @@ enum class DType : std::uint8_t {
   kInt8 = 4,
   kInt32 = 5,
   kInt64 = 6,  // saturated to 32 bits before it becomes a float; ignore_label compares all 64 bits
-  kFloat16 = 7,  // on the GPU only, as kBfloat16: computed in float32, rounded once
+  kFloat16 = 7,  // as kBfloat16: computed in float32, rounded once
   kBfloat16 = 8,
 };
 
@@ -35,16 +35,19 @@ struct ConstArray {
 struct MutableArray {
   void* data;
   const std::int64_t* strides;
+  bool as_float32;  // of float32, though the scores are float16 or bfloat16; on the CPU only
 
-  MutableArray() : data(nullptr), strides(nullptr) {}
-  explicit MutableArray(void* d, const std::int64_t* s = nullptr) : data(d), strides(s) {}
+  MutableArray() : data(nullptr), strides(nullptr), as_float32(false) {}
+  explicit MutableArray(void* d, const std::int64_t* s = nullptr)
+      : data(d), strides(s), as_float32(false) {}
 };
 
 // Scores and targets of one shape. A call computes `count` elements in C order from `first_index` on, so
 // that data may be cut: channels and broadcast weights go by the index in the whole shape.
 struct Inputs {
-  ConstArray scores;   // kFloat32 or kFloat64
-  ConstArray targets;  // the scores' dtype, or any integer type of DType
+  ConstArray scores;  // a floating type
+  ConstArray
+      targets;  // the scores' dtype, any integer type of DType, or kFloat32 beside 16-bit scores
   const std::int64_t* shape;
   int ndim;  // 0..kMaxDims
   std::int64_t first_index;
@@ -63,6 +66,22 @@ enum class Normalization : std::uint8_t {
   kBatchSize,  // shape[0]; 1 for a 0-d score
   kNone,       // 1
   kNumber,     // Options::divisor itself, any finite number above 0: for shards and streams
+  kForeground,  // the number of targets that are 1 and not ignored, among those of the call: one more read of
+                // the targets
+};
+
+// Weights of the two classes by how many there are: P targets are 1, M are 0, ignored ones aside.
+enum class Balance : std::uint8_t {
+  kNone,       // 1 and 1
+  kImage,      // M / (P + M) and P / (P + M), counted for each index of axis 0
+  kBatch,      // the same, counted over the whole
+  kBatchMean,  // V / (2 P) and V / (2 (V - P)), over the whole, with V = P + M and P kept in [1, V - 1]
+};
+
+// Targets other than 0 and 1.
+enum class Uncertain : std::uint8_t {
+  kSoft,    // between the classes: weights interpolate, and neither count has them
+  kIgnore,  // ignored, like those of the label
 };
 
 struct Options {
@@ -78,6 +97,25 @@ struct Options {
   // An element whose target, truncated to an integer, equals the label gives +0 and is not valid.
   bool has_ignore_label;
   std::int64_t ignore_label;
+  Uncertain uncertain;
+
+  // t becomes t (1 - s) + s / 2, after what is ignored or counted has been found. In [0, 1).
+  double label_smoothing;
+
+  // Weights w+ and w- of the two classes: the element weight has the factor t w+ + (1 - t) w-. By `balance`, times
+  // alpha and (1 - alpha) negative_scale. Counting takes one more read of the targets, and needs the whole array.
+  Balance balance;
+  bool balance_per_channel;  // counted for each index of axis 1 by itself
+  double negative_scale;     // finite and >= 0
+  bool has_alpha;
+  double alpha;  // in [0, 1]
+  // What cpu::class_weights gave, w+ and w- of each group, for a pass that is not to count, or for a piece of the array.
+  // Null: off.
+  const double* class_weights;
+
+  // Focal loss: the factor r^gamma, r = 1 - p where p = t sigmoid(x) + (1 - t) sigmoid(-x). 0: off. In [0, 1e6]. Targets
+  // outside [0, 1] give NaN.
+  double gamma;
 
   Normalization normalization;
   double divisor;      // for kNumber
@@ -88,6 +126,15 @@ struct Options {
         pos_weight_count(0),
         has_ignore_label(false),
         ignore_label(0),
+        uncertain(Uncertain::kSoft),
+        label_smoothing(0.0),
+        balance(Balance::kNone),
+        balance_per_channel(false),
+        negative_scale(1.0),
+        has_alpha(false),
+        alpha(0.5),
+        class_weights(nullptr),
+        gamma(0.0),
         normalization(Normalization::kBatchSize),
         divisor(1.0),
         loss_weight(1.0) {}
