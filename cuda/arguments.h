@@ -10,7 +10,20 @@
 namespace sigmoid_ce {
 namespace cuda {
 
-enum Operation { kForward, kElementwise, kBackward, kForwardBackward, kOperations };
+enum Operation {
+  kForward,
+  kElementwise,
+  kBackward,
+  kForwardBackward,
+  kOperations,
+  // Of the focal kernels only, which do without a focal loss too:
+  kHessian = kOperations,  // forward, backward and the Hessian
+  kTargetBackward,         // the gradient with respect to the targets
+  kFocalOperations
+};
+
+// Kernels without options, with those that are branches taken by all alike, and with the focal loss as well.
+enum Kind { kPlain, kGeneral, kFocal };
 
 // Types of targets beside the scores' own.
 enum Target {
@@ -48,21 +61,31 @@ struct Number {
   explicit Number(double v) : f64(v), f32(static_cast<float>(v)) {}
 };
 
-// In device memory; the caller's. Zero before a pass of several blocks that adds to it.
+// How many targets of a group are 1, and how many 0; then the weights w+ and w- of the two classes, in the same place and in
+// the type that is computed in.
+struct ClassSlot {
+  std::uint64_t counts[2];
+};
+
+// In device memory; the caller's. Zero before a pass of several blocks that adds to it, and before one that counts. The
+// slots of the groups of `balance` follow.
 struct Workspace {
   std::int64_t words[math::kWords];  // a Partial, not normalised
-  std::uint64_t ignored;             // of the pass that counts
   std::uint32_t blocks_done;
   std::uint32_t count_blocks_done;
-  double divisor;  // max(1, number of elements that are not ignored)
+  // Of the pass that counts.
+  std::uint64_t ignored;  // by their label
+  ClassSlot all;          // where there are no groups
+  double divisor;         // max(1, d)
 };
 
 struct Arguments {
-  DeviceView scores, targets, out;
-  std::int64_t first;  // index of the first element in the whole shape
-  std::int64_t count;  // elements of the call
-  unsigned tiles;      // pieces of work of the kernel
-  bool vector;         // every array fits wide loads, wherever a tile has all its elements
+  DeviceView scores, targets, out, hessian;
+  std::int64_t first;   // index of the first element in the whole shape
+  std::int64_t count;   // elements of the call
+  unsigned tiles;       // pieces of work of the kernel
+  bool vector;          // every array fits wide loads, wherever a tile has all its elements
+  bool vector_targets;  // the targets by themselves do, 16 bytes at a time
   DType target_dtype;
 
   // Factor on the gradient: `scale`, or loss_weight / *divisor.
@@ -74,16 +97,41 @@ struct Arguments {
   bool has_pos_weight;
   bool pos_weight_per_channel;  // else `pos_weight`
   Number pos_weight;
-  DeviceView pos_weights;  // of the type that is computed in
-  bool has_weights;        // else `weight`
-  bool wide_weights;       // of the scores' type, and side by side
+  DeviceView pos_weights;    // of the type that is computed in
+  unsigned pos_weight_step;  // bytes from one to the next in a row: of one value, or 0
+  bool has_weights;          // else `weight`
+  bool wide_weights;         // of the scores' type, and side by side
   Number weight;
   DType weight_dtype;
   int weight_itemsize;
   DeviceView weights;
   bool has_ignore_label;
+  bool ignores_uncertain;          // targets other than 0 and 1
   Number ignore_low, ignore_high;  // float targets: ignored when low <= t <= high
   std::int64_t ignore_label;       // integer targets
+  bool has_smoothing;
+  Number smoothing_factor, smoothing_term;  // t becomes t factor + term
+  bool has_class_weights;
+  bool class_weights_by_group;  // else `class_weight`
+  Number class_weight[2];       // w+ and w-
+  DeviceView class_weights;     // pairs of the type that is computed in, a ClassSlot apart
+  unsigned class_weight_step;
+
+  // Of focal kernels.
+  bool has_gamma;
+  Number gamma;
+
+  // Counting, and the table of the class weights.
+  bool counts_groups;           // into class_slots, whose weights follow; else Workspace::all
+  Axis group_length, groups;    // counted together: those of one index / length % count
+  ClassSlot* class_slots;       // of each group that has weights; or null
+  bool slots_of_float64;        // the weights there are
+  std::uint64_t weight_count;   // groups that have weights
+  const double* given_weights;  // pairs, instead of those that follow from the counts; or null
+  double* class_weights_out;    // pairs, for the caller; or null
+  Balance balance;
+  double positive_factor, negative_factor;
+  bool counts_foreground;  // for the divisor: targets that are 1, else those that are not ignored
 
   // Results of the passes that add: device memory, or null.
   Workspace* workspace;
@@ -91,21 +139,25 @@ struct Arguments {
   bool loss_is_float64;
   double* loss_divisor;
   std::int64_t* partial;
-  bool divide_by_valid;  // by max(1, number of elements not ignored), else by:
+  bool divide_by_valid;       // by max(1, number of elements not ignored),
+  bool divide_by_foreground;  // or by what was counted before; else by:
   double sum_divisor;
 };
 
 // The kernels for one type of scores: addresses to launch, of functions that take one Arguments.
 struct KernelTable {
   const void* run[kTargets][kOperations][2];
+  const void* focal[kFocalOperations];  // for targets of any type
 };
 
 const KernelTable* float16_kernels();
 const KernelTable* bfloat16_kernels();
 const KernelTable* float32_kernels();
 const KernelTable* float64_kernels();
-// By DType, of functions that take one Arguments; null where there is none.
-const void* valid_kernel(DType targets);
+// Of functions that take one Arguments. By DType, null where there is none: counts the targets.
+const void* count_kernel(DType targets);
+// Class weights where nothing is counted.
+const void* class_weights_kernel();
 
 }  // namespace cuda
 }  // namespace sigmoid_ce

@@ -14,6 +14,7 @@
 #include "math/element.h"
 #include "math/exact_sum.h"
 #include "math/half.h"
+#include "math/semantics.h"
 #include "math/targets.h"
 #include "ops.cuh"
 #include "tuning.h"
@@ -119,6 +120,30 @@ SIGMOID_CE_DEVICE_INLINE bool is_ignored(double t, const A& args) {
   return is_in_range(t, 0.0, args);
 }
 
+// The class of a target: 1, 0, or -1 for what lies between or beyond.
+template <class S>
+SIGMOID_CE_DEVICE_INLINE int class_of(S t) {
+  return t == 1 ? 1 : t == 0 ? 0 : -1;
+}
+SIGMOID_CE_DEVICE_INLINE int class_of(math::Bool t) { return t.byte != 0 ? 1 : 0; }
+SIGMOID_CE_DEVICE_INLINE int class_of(math::Float16 t) {
+  float v;
+  convert(t, &v);
+  return class_of(v);
+}
+SIGMOID_CE_DEVICE_INLINE int class_of(math::Bfloat16 t) {
+  float v;
+  convert(t, &v);
+  return class_of(v);
+}
+
+// By its label, or for being uncertain.
+template <class S, class A>
+SIGMOID_CE_DEVICE_INLINE bool is_left_out(S t, const A& args) {
+  return (args.has_ignore_label && is_ignored(t, args)) ||
+         (args.ignores_uncertain && class_of(t) < 0);
+}
+
 // The unit of a wide load or store of so many bytes.
 template <int kBytes>
 struct Chunk {
@@ -161,6 +186,11 @@ SIGMOID_CE_DEVICE_INLINE void store_wide(char* p, const S (&values)[N]) {
   for (int k = 0; k < kChunks; ++k) reinterpret_cast<C*>(p)[k] = chunks[k];
 }
 
+// n / extent, for n below 2^63.
+SIGMOID_CE_DEVICE_INLINE std::uint64_t divided(std::uint64_t n, const Axis& axis) {
+  return (__umul64hi(n, axis.magic) + n) >> axis.shift;
+}
+
 // Where the element of an index is.
 struct Place {
   std::int64_t offset;  // bytes
@@ -176,8 +206,7 @@ SIGMOID_CE_DEVICE_INLINE Place place_of(const DeviceView& view, std::int64_t ite
   std::uint64_t rest = static_cast<std::uint64_t>(first + index);
 #pragma unroll 1
   for (int d = view.n_axes - 1; d > 0; --d) {
-    const std::uint64_t quotient =
-        (__umul64hi(rest, view.axes[d].magic) + rest) >> view.axes[d].shift;
+    const std::uint64_t quotient = divided(rest, view.axes[d]);
     place.offset +=
         static_cast<std::int64_t>(rest - quotient * view.axes[d].extent) * view.axes[d].stride;
     rest = quotient;
@@ -220,7 +249,7 @@ SIGMOID_CE_DEVICE_INLINE void finish(const Arguments& args, std::int64_t* words)
   if (args.partial != nullptr && k < math::kWords) args.partial[k] = words[k];
   if (k != 0) return;
   const double sum = math::sum_of_words(words, math::exact_round(words, lowest, top));
-  double divisor = args.sum_divisor;
+  double divisor = args.divide_by_foreground ? args.workspace->divisor : args.sum_divisor;
   if (args.divide_by_valid) {
     divisor = words[math::kWordValid] > 1 ? static_cast<double>(words[math::kWordValid]) : 1.0;
   }
@@ -251,20 +280,21 @@ SIGMOID_CE_DEVICE_INLINE void add_to(std::int64_t* total, std::int64_t value) {
 
 // ---- Targets and weights of any type ----
 
-// Stands for the integers, whose type is known when the kernel runs.
+// Stand for the integers, and for every type, which is known when the kernel runs.
 struct Integer {};
+struct Any {};
 
-// Calls `f` with a null pointer of the type of the targets.
+// Calls `f` with a null pointer of the type of the targets, beside scores of X.
 template <class S>
 struct TargetType {
-  template <class F>
+  template <class X, class F>
   SIGMOID_CE_DEVICE_INLINE void dispatch(DType, const F& f) {
     f(static_cast<const S*>(nullptr));
   }
 };
 template <>
 struct TargetType<Integer> {
-  template <class F>
+  template <class X, class F>
   SIGMOID_CE_DEVICE_INLINE void dispatch(DType dtype, const F& f) {
     switch (dtype) {
       case DType::kBool:
@@ -278,6 +308,21 @@ struct TargetType<Integer> {
       default:
         return f(static_cast<const std::int64_t*>(nullptr));
     }
+  }
+};
+template <>
+struct TargetType<Any> {
+  template <class X, class F>
+  SIGMOID_CE_DEVICE_INLINE void dispatch(DType dtype, const F& f) {
+#if !defined(SIGMOID_CE_TARGETS_OF_SCORES_ONLY)
+    if (dtype >= DType::kBool && dtype <= DType::kInt64) {
+      return TargetType<Integer>::template dispatch<X>(dtype, f);
+    }
+    if (!std::is_same<X, float>::value && dtype == DType::kFloat32) {
+      return f(static_cast<const float*>(nullptr));
+    }
+#endif
+    f(static_cast<const X*>(nullptr));
   }
 };
 
@@ -305,7 +350,7 @@ struct LoadTargets {
     }
     if (!find_ignored) return;
 #pragma unroll
-    for (int k = 0; k < kLanes; ++k) *ignored |= is_ignored(t[0][k], args) ? 1u << k : 0u;
+    for (int k = 0; k < kLanes; ++k) *ignored |= is_left_out(t[0][k], args) ? 1u << k : 0u;
   }
 };
 
@@ -322,7 +367,7 @@ struct LoadTarget {
     const S t = *reinterpret_cast<const S*>(
         args.targets.data + place_of(args.targets, sizeof(S), args.first, index).offset);
     convert(t, target);
-    *ignored = args.has_ignore_label && is_ignored(t, args);
+    *ignored = is_left_out(t, args);
   }
 };
 
@@ -349,16 +394,21 @@ SIGMOID_CE_DEVICE_INLINE T load_weight(const char* p, DType dtype) {
 // ---- A pass over the elements ----
 
 // X: scores; S: targets.
-template <class X, class S, int kOperation, bool kGeneral>
+template <class X, class S, int kOperation, int kKind>
 struct Pass {
   using T = typename ComputeType<X>::Type;
   using O = Ops<T>;
   using Element = math::Element<O>;
 
+  static constexpr bool kOptions = kKind != kPlain;
   static constexpr bool kFinite = std::is_same<S, Integer>::value;
-  using Kept = typename std::conditional<kFinite, T, S>::type;
-  static constexpr bool kSums = kOperation == kForward || kOperation == kForwardBackward;
-  static constexpr bool kGradient = kOperation == kBackward || kOperation == kForwardBackward;
+  static constexpr bool kConverts = kFinite || std::is_same<S, Any>::value;
+  using Kept = typename std::conditional<kConverts, T, S>::type;
+  static constexpr bool kSums =
+      kOperation == kForward || kOperation == kForwardBackward || kOperation == kHessian;
+  static constexpr bool kGradient =
+      kOperation == kBackward || kOperation == kForwardBackward || kOperation == kHessian;
+  static constexpr bool kScales = kGradient || kOperation == kTargetBackward;
   static constexpr bool kWrites = kOperation != kForward;
   static constexpr int kLanes = kVectorBytes / sizeof(X);  // r of one thread
   static constexpr int kThreadsPerRow = math::kRow / kLanes;
@@ -369,7 +419,8 @@ struct Pass {
   static constexpr int kTile = kBlocks * math::kBlock;
   static constexpr int kCells =
       kSteps * kThreads;  // of a tile: the four rows of a thread, kLanes wide
-  static constexpr int kRowsAtOnce = rows_at_once(kLanes, kGeneral, kSums);
+  static constexpr int kRowsAtOnce = rows_at_once(kLanes, kOptions, kSums);
+  static constexpr int kAtOnce = elements_at_once(kLanes, kKind);
 
   // Two save a barrier per tile, but not where there would be no room for half of a multiprocessor's threads.
   static constexpr int kBuffers = kBlocks > 1 ? 1 : 2;
@@ -385,7 +436,7 @@ struct Pass {
   // From the cell of a thread on.
   using CellSums = double (*)[kCells + kThreadsPerRow];
 
-  // The factor on the gradient, the same for all.
+  // The factor on the derivatives, the same for all.
   static __device__ __forceinline__ T scale_of(const Arguments& args) {
     if (args.divisor == nullptr) return Arithmetic<T>::number(args.scale);
     __shared__ T scale;
@@ -396,33 +447,122 @@ struct Pass {
     return scale;
   }
 
-  // One element: its loss, and what goes into `out`.
-  static __device__ __forceinline__ T element(const Arguments& args, T scale, X x, T t, T p, T w,
-                                              bool ignored, X* out) {
-    T score;
+  // The options of one element.
+  struct Factors {
+    T p, w;                // pos_weight, element weight
+    T positive, negative;  // class weights
+    bool ignored;
+  };
+
+  // Those that are the same for all.
+  static __device__ __forceinline__ Factors uniform_factors(const Arguments& args) {
+    return {Arithmetic<T>::number(args.pos_weight), Arithmetic<T>::number(args.weight),
+            Arithmetic<T>::number(args.class_weight[0]),
+            Arithmetic<T>::number(args.class_weight[1]), false};
+  }
+
+  // What goes into the outputs.
+  struct Written {
+    X out, hessian;
+  };
+
+  // One element: its loss, and what is written.
+  static __device__ __forceinline__ T element(const Arguments& args, T scale, X x, T t,
+                                              const Factors& f, Written* written) {
+    T score, w = f.w, by_class = 1;
     convert(x, &score);
+    bool zero = kOptions && (f.ignored || w == 0);
+    if (kOptions && args.has_smoothing) {
+      t = O::fma(t, Arithmetic<T>::number(args.smoothing_factor),
+                 Arithmetic<T>::number(args.smoothing_term));
+    }
+    if (kOptions && args.has_class_weights) {
+      by_class = O::fma(t, f.positive, O::mul(O::sub(1, t), f.negative));
+      if (kOperation != kTargetBackward) w = O::mul(w, by_class);
+    }
+    zero = zero || (kOptions && kOperation != kTargetBackward && w == 0);
     Element e = Element::template plain<kFinite>(score, t);
-    if (kGeneral && args.has_pos_weight) e.weigh(t, p);
-    const bool zero = kGeneral && (w == 0 || ignored);
-    T loss = 0;
-    if (kOperation != kBackward) {
-      loss = e.loss();
-      if (kGeneral) loss = zero ? T(0) : O::mul(w, loss);
+    if (kOptions && args.has_pos_weight) e.weigh(t, f.p);
+    T loss = 0, d = 0, hessian = 0;
+    if (kKind == kFocal && args.has_gamma) {
+      const math::Focal<O> focal(e, t, Arithmetic<T>::number(args.gamma));
+      if (kOperation != kBackward) loss = focal.loss(e.loss());
+      if (kGradient) d = focal.gradient();
+      if (kOperation == kHessian) hessian = focal.hessian();
+      if (kOperation == kTargetBackward) {
+        d = focal.target_gradient(e.target_gradient(pos_weight_of(args, f)), e.loss());
+      }
+    } else {
+      if (kOperation != kBackward) loss = e.loss();
+      if (kGradient) d = e.gradient();
+      if (kOperation == kHessian) hessian = e.hessian();
+      if (kOperation == kTargetBackward) d = e.target_gradient(pos_weight_of(args, f));
     }
-    if (kOperation == kElementwise) convert(loss, out);
-    if (kGradient) {
-      T d = e.gradient();
-      if (kGeneral) d = O::mul(d, w);
-      d = O::mul(d, scale);
-      if (kGeneral) d = zero ? T(0) : d;
-      convert(d, out);
+    if (kOperation == kTargetBackward) {
+      if (args.has_class_weights) {
+        const T step = O::sub(f.positive, f.negative);
+        d = O::fma(step, O::zero_where_zero(step, loss),
+                   O::mul(by_class, O::zero_where_zero(by_class, d)));
+      }
+      if (args.has_smoothing) d = O::mul(d, Arithmetic<T>::number(args.smoothing_factor));
+    } else if (kOptions) {
+      loss = zero ? T(0) : O::mul(w, loss);
     }
+    if (kOperation == kElementwise) convert(loss, &written->out);
+    if (kScales) convert(scaled(d, w, scale, zero), &written->out);
+    if (kOperation == kHessian) convert(scaled(hessian, w, scale, zero), &written->hessian);
     return loss;
+  }
+
+  static __device__ __forceinline__ T pos_weight_of(const Arguments& args, const Factors& f) {
+    return args.has_pos_weight ? f.p : T(1);
+  }
+
+  // A derivative with the weight and the factor of all.
+  static __device__ __forceinline__ T scaled(T d, T w, T scale, bool zero) {
+    if (kOptions) d = O::mul(d, w);
+    d = O::mul(d, scale);
+    return kOptions && zero ? T(0) : d;
+  }
+
+  // Where the options of a row of a thread are, and those of lane k. Bytes from the begin of small arrays, which take fewer
+  // registers than addresses.
+  struct RowFactors {
+    unsigned pos_weight = 0, class_weight = 0;
+
+    __device__ __forceinline__ RowFactors(const Arguments& args, std::int64_t first) {
+      if (args.pos_weight_per_channel) {
+        pos_weight = offset32(args, args.pos_weights, sizeof(T), first);
+      }
+      if (args.class_weights_by_group) {
+        class_weight = offset32(args, args.class_weights, sizeof(ClassSlot), first);
+      }
+    }
+    static __device__ __forceinline__ unsigned offset32(const Arguments& args,
+                                                        const DeviceView& view, int itemsize,
+                                                        std::int64_t first) {
+      return static_cast<unsigned>(place_of(view, itemsize, args.first, first).offset);
+    }
+    __device__ __forceinline__ void get(const Arguments& args, int k, Factors* f) const {
+      if (args.pos_weight_per_channel) {
+        f->p = *reinterpret_cast<const T*>(args.pos_weights.data +
+                                           (pos_weight + k * args.pos_weight_step));
+      }
+      if (args.class_weights_by_group) {
+        get_class_weights(args.class_weights.data + (class_weight + k * args.class_weight_step), f);
+      }
+    }
+  };
+
+  static __device__ __forceinline__ void get_class_weights(const char* slot, Factors* f) {
+    f->positive = reinterpret_cast<const T*>(slot)[0];
+    f->negative = reinterpret_cast<const T*>(slot)[1];
   }
 
   // The four rows of a thread from element `begin` of the call on, by wide loads. sums[k][0]: over j of lane k.
   static __device__ __forceinline__ void fast(const Arguments& args, T scale, std::int64_t begin,
                                               CellSums sums, unsigned* n_ignored) {
+    if (kOptions) return fast_with_options(args, scale, begin, sums, n_ignored);
     double sum[kLanes] = {};
 #pragma unroll 1
     for (int j = 0; j < math::kRowsPerGroup; j += kRowsAtOnce) {
@@ -434,49 +574,90 @@ struct Pass {
       for (int i = 0; i < kRowsAtOnce; ++i) {
         load_wide(args.scores.data + (first + i * math::kRow) * sizeof(X), x[i]);
       }
-      TargetType<S>::dispatch(args.target_dtype,
-                              LoadTargets<kRowsAtOnce, kLanes, Kept>{
-                                  args, first, kGeneral && args.has_ignore_label, t, &ignored});
-      X weights[kLanes];
-      const char* pos_weights = nullptr;
-      int step = 0;
-      if (kGeneral) {
-        *n_ignored += __popc(ignored);
-        if (args.has_weights) load_weights(args, first, weights);
-        if (args.pos_weight_per_channel) {
-          const Place place = place_of(args.pos_weights, sizeof(T), args.first, first);
-          pos_weights = args.pos_weights.data + place.offset;
-          step = static_cast<int>(place.step);  // of one value, or 0
-        }
-      }
+      load_targets(args, first, t, &ignored);
 #pragma unroll
       for (int i = 0; i < kRowsAtOnce; ++i) {
         X out[kLanes];
 #pragma unroll
         for (int k = 0; k < kLanes; ++k) {
-          T target, p = 1, w = 1;
+          T target;
           convert(t[i][k], &target);
-          if (kGeneral) {
-            p = Arithmetic<T>::number(args.pos_weight);
-            w = Arithmetic<T>::number(args.weight);
-            if (args.pos_weight_per_channel)
-              p = *reinterpret_cast<const T*>(pos_weights + k * step);
-            if (args.has_weights) convert(weights[k], &w);
-          }
-          const T loss = element(args, scale, x[i][k], target, p, w, ignored >> k & 1, &out[k]);
-          if (kSums && !kGeneral) sum[k] = __dadd_rn(sum[k], loss);
-          // Here the options need the registers. From +0 on, which changes no sum but one of -0.
-          if (kSums && kGeneral) sums[k][0] = __dadd_rn(j == 0 ? 0.0 : sums[k][0], loss);
-          // Instructions of one pair do not move to another, which would take more registers than there are.
-          if (kGeneral && kLanes == 8 && k % 2 == 1) __syncwarp();
+          Written written = Written();
+          const T loss = element(args, scale, x[i][k], target, Factors(), &written);
+          out[k] = written.out;
+          if (kSums) sum[k] = __dadd_rn(sum[k], loss);
         }
         if (kWrites) store_wide(args.out.data + (first + i * math::kRow) * sizeof(X), out);
       }
     }
-    if (kSums && !kGeneral) {
+    if (kSums) {
 #pragma unroll
       for (int k = 0; k < kLanes; ++k) sums[k][0] = sum[k];
     }
+  }
+
+  // Here the options need the registers, so some elements of a row are computed, and the next ones turn into their place.
+  static __device__ __forceinline__ void fast_with_options(const Arguments& args, T scale,
+                                                           std::int64_t begin, CellSums sums,
+                                                           unsigned* n_ignored) {
+#pragma unroll 1
+    for (int j = 0; j < math::kRowsPerGroup; ++j) {
+      const std::int64_t first = begin + j * math::kRow;
+      X x[kLanes], weights[kLanes] = {}, out[kLanes] = {}, hessian[kLanes] = {};
+      Kept t[1][kLanes];
+      unsigned ignored = 0;
+      load_wide(args.scores.data + first * sizeof(X), x);
+      load_targets(args, first, t, &ignored);
+      *n_ignored += __popc(ignored);
+      if (args.has_weights) load_weights(args, first, weights);
+      const RowFactors row(args, first);
+#pragma unroll 1
+      for (int done = 0; done < kLanes; done += kAtOnce) {
+        Written written[kAtOnce];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          const int k = done + i;
+          T target;
+          convert(t[0][i], &target);
+          Factors f = uniform_factors(args);
+          row.get(args, k, &f);
+          if (args.has_weights) convert(weights[i], &f.w);
+          f.ignored = ignored >> i & 1;
+          written[i] = Written();
+          const T loss = element(args, scale, x[i], target, f, &written[i]);
+          // From +0 on, which changes no sum but one of -0.
+          if (kSums) sums[k][0] = __dadd_rn(j == 0 ? 0.0 : sums[k][0], loss);
+        }
+        ignored >>= kAtOnce;
+        turn(x);
+        turn(t[0]);
+        turn(weights);
+        turn(out);
+        turn(hessian);
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          out[kLanes - kAtOnce + i] = written[i].out;
+          hessian[kLanes - kAtOnce + i] = written[i].hessian;
+        }
+      }
+      if (kWrites) store_wide(args.out.data + first * sizeof(X), out);
+      if (kOperation == kHessian) store_wide(args.hessian.data + first * sizeof(X), hessian);
+    }
+  }
+
+  // The first elements leave, and the last ones are there twice.
+  template <class V>
+  static __device__ __forceinline__ void turn(V (&values)[kLanes]) {
+#pragma unroll
+    for (int k = 0; k + kAtOnce < kLanes; ++k) values[k] = values[k + kAtOnce];
+  }
+
+  template <int kRows>
+  static __device__ __forceinline__ void load_targets(const Arguments& args, std::int64_t first,
+                                                      Kept (&t)[kRows][kLanes], unsigned* ignored) {
+    const bool find_ignored = kOptions && (args.has_ignore_label || args.ignores_uncertain);
+    TargetType<S>::template dispatch<X>(
+        args.target_dtype, LoadTargets<kRows, kLanes, Kept>{args, first, find_ignored, t, ignored});
   }
 
   // The weights of one row, which lies in one run of the array's last axis. Those of 8 bits are exact in any X.
@@ -503,29 +684,41 @@ struct Pass {
         if (at >= args.count) break;  // missing elements are +0
         const X x = *reinterpret_cast<const X*>(args.scores.data +
                                                 offset<sizeof(X)>(args, args.scores, at));
-        T t, p = 1, w = 1;
+        T t;
         bool ignored = false;
-        TargetType<S>::dispatch(args.target_dtype, LoadTarget<T>{args, at, &t, &ignored});
-        if (kGeneral) {
+        TargetType<S>::template dispatch<X>(args.target_dtype,
+                                            LoadTarget<T>{args, at, &t, &ignored});
+        Factors f = Factors();
+        if (kOptions) {
+          f = uniform_factors(args);
+          f.ignored = ignored;
           *n_ignored += ignored;
-          p = Arithmetic<T>::number(args.pos_weight);
-          w = Arithmetic<T>::number(args.weight);
           if (args.pos_weight_per_channel) {
-            p = *reinterpret_cast<const T*>(args.pos_weights.data +
-                                            offset<sizeof(T)>(args, args.pos_weights, at));
+            f.p = *reinterpret_cast<const T*>(args.pos_weights.data +
+                                              offset<sizeof(T)>(args, args.pos_weights, at));
+          }
+          if (args.class_weights_by_group) {
+            get_class_weights(
+                args.class_weights.data + offset<sizeof(ClassSlot)>(args, args.class_weights, at),
+                &f);
           }
           if (args.has_weights) {
-            w = load_weight<X, T>(
+            f.w = load_weight<X, T>(
                 args.weights.data +
                     place_of(args.weights, args.weight_itemsize, args.first, at).offset,
                 args.weight_dtype);
           }
         }
-        X out;
-        const T loss = element(args, scale, x, t, p, w, ignored, &out);
+        Written written = Written();
+        const T loss = element(args, scale, x, t, f, &written);
         if (kSums) sum = __dadd_rn(sum, loss);
         if (kWrites) {
-          *reinterpret_cast<X*>(args.out.data + offset<sizeof(X)>(args, args.out, at)) = out;
+          *reinterpret_cast<X*>(args.out.data + offset<sizeof(X)>(args, args.out, at)) =
+              written.out;
+        }
+        if (kOperation == kHessian) {
+          *reinterpret_cast<X*>(args.hessian.data + offset<sizeof(X)>(args, args.hessian, at)) =
+              written.hessian;
         }
       }
       if (kSums) sums[k][0] = sum;
@@ -535,7 +728,7 @@ struct Pass {
   template <int kItemsize>
   static __device__ __forceinline__ std::int64_t offset(const Arguments& args,
                                                         const DeviceView& view, std::int64_t at) {
-    return kGeneral ? place_of(view, kItemsize, args.first, at).offset : at * kItemsize;
+    return kOptions ? place_of(view, kItemsize, args.first, at).offset : at * kItemsize;
   }
 
   // The elements of this thread in a tile. Sums go to `sums`, one per cell and lane.
@@ -581,7 +774,7 @@ struct Pass {
   }
 
   static __device__ __forceinline__ void run(const Arguments& args) {
-    const T scale = kGradient ? scale_of(args) : T(0);
+    const T scale = kScales ? scale_of(args) : T(0);
     if (kSums) return add(args, scale);
     unsigned ignored = 0;
     for (unsigned tile = blockIdx.x; tile < args.tiles; tile += gridDim.x) {
@@ -613,7 +806,7 @@ struct Pass {
     }
     __syncthreads();
     std::int64_t* const words = shared.words[0];
-    if (kGeneral && ignored != 0)
+    if (kOptions && ignored != 0)
       add_to(&words[math::kWordValid], -static_cast<std::int64_t>(ignored));
     __syncthreads();
     const int k = threadIdx.x;
@@ -634,50 +827,223 @@ struct Pass {
   }
 };
 
-template <class X, class S, int kOperation, bool kGeneral>
-__global__ void __launch_bounds__(kThreads, kMinBlocks) pass_kernel(const Arguments args) {
-  Pass<X, S, kOperation, kGeneral>::run(args);
+template <class X, class S, int kOperation, int kKind>
+__global__ void __launch_bounds__(kThreads, min_blocks(sizeof(X), kKind))
+    pass_kernel(const Arguments args) {
+  Pass<X, S, kOperation, kKind>::run(args);
 }
 
-// ---- How many targets are not ignored ----
+// ---- How many targets there are of each class ----
 
-// An element-wise pass of S alone. Vector loads where `vector` says so.
-template <class S>
-__global__ void __launch_bounds__(kThreads, kMinBlocks) valid_targets(const Arguments args) {
-  constexpr int kLanes = sizeof(S) < 4 ? 4 : kVectorBytes / sizeof(S);
-  __shared__ unsigned long long total;
-  if (threadIdx.x == 0) total = 0;
-  __syncthreads();
-  unsigned long long ignored = 0;
-  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads * kLanes;
-  std::int64_t at = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kLanes;
-#pragma unroll 1
-  for (; at < args.count; at += step) {
-    if (args.vector && at + kLanes <= args.count) {
-      S t[kLanes];
-      load_wide(args.targets.data + at * sizeof(S), t);
-#pragma unroll
-      for (int k = 0; k < kLanes; ++k) ignored += is_ignored(t[k], args);
+// The weights of a group go where its counts were, and to the caller.
+SIGMOID_CE_DEVICE_INLINE void put_class_weights(const Arguments& args, std::uint64_t group,
+                                                const double* weights) {
+  if (args.class_slots != nullptr) {
+    ClassSlot* const slot = args.class_slots + group;
+    if (args.slots_of_float64) {
+      reinterpret_cast<double*>(slot)[0] = weights[0];
+      reinterpret_cast<double*>(slot)[1] = weights[1];
     } else {
+      reinterpret_cast<float*>(slot)[0] = __double2float_rn(weights[0]);
+      reinterpret_cast<float*>(slot)[1] = __double2float_rn(weights[1]);
+    }
+  }
+  if (args.class_weights_out != nullptr) {
+    args.class_weights_out[2 * group] = weights[0];
+    args.class_weights_out[2 * group + 1] = weights[1];
+  }
+}
+
+// Where nothing is counted for them: those that are given, or the same for all.
+SIGMOID_CE_DEVICE_INLINE void class_weights_of_call(const Arguments& args) {
+  const std::uint64_t step = static_cast<std::uint64_t>(gridDim.x) * kThreads;
+  std::uint64_t group = static_cast<std::uint64_t>(blockIdx.x) * kThreads + threadIdx.x;
 #pragma unroll 1
-      for (int k = 0; k < kLanes && at + k < args.count; ++k) {
-        ignored += is_ignored(
-            *reinterpret_cast<const S*>(
-                args.targets.data + place_of(args.targets, sizeof(S), args.first, at + k).offset),
-            args);
+  for (; group < args.weight_count; group += step) {
+    double weights[2] = {args.positive_factor, args.negative_factor};
+    if (args.given_weights != nullptr) {
+      weights[0] = args.given_weights[2 * group];
+      weights[1] = args.given_weights[2 * group + 1];
+    }
+    put_class_weights(args, group, weights);
+  }
+}
+
+// A pass over the targets alone. A tile of a block of threads lies mostly in one group, or the groups are few, and counted in
+// shared memory.
+template <class S>
+struct Count {
+  static constexpr int kLanes = kVectorBytes / sizeof(S);
+  static constexpr int kTile = count_tile_of(sizeof(S));
+  static constexpr int kFewGroups = 1024;
+
+  struct Shared {
+    unsigned counts[kFewGroups][2];  // of a block: fewer than 2^31 elements, by the number of tiles
+    unsigned long long totals[3];    // ignored, of class 1, of class 0
+  };
+
+  const Arguments& args;
+  Shared& shared;
+  unsigned long long ignored = 0;
+
+  __device__ __forceinline__ Count(const Arguments& a, Shared& s) : args(a), shared(s) {}
+
+  __device__ __forceinline__ std::uint64_t groups() const { return args.groups.extent; }
+  __device__ __forceinline__ bool few() const { return groups() <= kFewGroups; }
+
+  __device__ __forceinline__ ClassSlot* slots() const {
+    return args.counts_groups ? args.class_slots : &args.workspace->all;
+  }
+
+  // `packed`: of class 1 in the upper 16 bits, of class 0 in the lower ones.
+  __device__ __forceinline__ void add(std::uint64_t group, unsigned packed) const {
+    const unsigned n[2] = {packed >> 16, packed & 0xffffu};
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      if (n[k] == 0) continue;
+      if (few()) {
+        atomicAdd(&shared.counts[group][k], n[k]);
+      } else {
+        add_count(group, k, n[k]);
       }
     }
   }
-  if (ignored != 0) atomicAdd(&total, ignored);
-  __syncthreads();
-  if (threadIdx.x == 0 && total != 0) {
-    atomicAdd(reinterpret_cast<unsigned long long*>(&args.workspace->ignored), total);
+
+  __device__ __forceinline__ void add_count(std::uint64_t group, int k, unsigned n) const {
+    atomicAdd(reinterpret_cast<unsigned long long*>(&slots()[group].counts[k]),
+              static_cast<unsigned long long>(n));
   }
-  if (!is_last_block(&args.workspace->count_blocks_done) || threadIdx.x != 0) return;
-  const std::int64_t valid =
-      args.count - static_cast<std::int64_t>(__ldcg(
-                       reinterpret_cast<const unsigned long long*>(&args.workspace->ignored)));
-  args.workspace->divisor = valid > 1 ? static_cast<double>(valid) : 1.0;
+
+  __device__ __forceinline__ std::uint64_t group_of(std::uint64_t run) const {
+    return run - divided(run, args.groups) * args.groups.extent;
+  }
+
+  __device__ __forceinline__ unsigned classify(S t) {
+    if (args.has_ignore_label && is_ignored(t, args)) {
+      ++ignored;
+      return 0;
+    }
+    const int c = class_of(t);
+    return c > 0 ? 1u << 16 : c == 0 ? 1u : 0u;
+  }
+
+  // Element `at` of the call, wherever it is.
+  __device__ __forceinline__ S load(std::int64_t at) const {
+    return *reinterpret_cast<const S*>(args.targets.data +
+                                       place_of(args.targets, sizeof(S), args.first, at).offset);
+  }
+
+  __device__ __forceinline__ void tile(std::int64_t begin) {
+    const std::int64_t end = begin + kTile < args.count ? begin + kTile : args.count;
+    const std::uint64_t index = static_cast<std::uint64_t>(args.first + begin);
+    const std::uint64_t run = divided(index, args.group_length);
+    const std::uint64_t last = static_cast<std::uint64_t>(args.first + end - 1);
+    if (divided(last, args.group_length) != run) return several_groups(begin, end);
+    unsigned packed = 0;
+#pragma unroll 1
+    for (std::int64_t at = begin + threadIdx.x * kLanes; at < end; at += kThreads * kLanes) {
+      if (args.vector_targets && at + kLanes <= end) {
+        S t[kLanes];
+        load_wide(args.targets.data + at * sizeof(S), t);
+#pragma unroll
+        for (int k = 0; k < kLanes; ++k) packed += classify(t[k]);
+      } else {
+#pragma unroll 1
+        for (int k = 0; k < kLanes && at + k < end; ++k) packed += classify(load(at + k));
+      }
+    }
+    // At most kTile / 8 in a warp.
+#pragma unroll
+    for (int k = kWarp / 2; k > 0; k /= 2) packed += __shfl_down_sync(kAllLanes, packed, k);
+    if (threadIdx.x % kWarp == 0) add(group_of(run), packed);
+  }
+
+  __device__ __forceinline__ void several_groups(std::int64_t begin, std::int64_t end) {
+#pragma unroll 1
+    for (std::int64_t at = begin + threadIdx.x * kLanes; at < end; at += kThreads * kLanes) {
+      const std::uint64_t index = static_cast<std::uint64_t>(args.first + at);
+      const std::uint64_t run = divided(index, args.group_length);
+      std::uint64_t group = group_of(run);
+      std::uint64_t left = args.group_length.extent - (index - run * args.group_length.extent);
+      unsigned packed = 0;
+#pragma unroll 1
+      for (int k = 0; k < kLanes && at + k < end; ++k) {
+        if (left == 0) {
+          add(group, packed);
+          packed = 0;
+          left = args.group_length.extent;
+          group = group + 1 == groups() ? 0 : group + 1;
+        }
+        --left;
+        packed += classify(load(at + k));
+      }
+      add(group, packed);
+    }
+  }
+
+  __device__ __forceinline__ void run() {
+    const unsigned used = few() ? static_cast<unsigned>(groups()) : 0u;
+    for (unsigned i = threadIdx.x; i < used; i += kThreads) {
+      shared.counts[i][0] = shared.counts[i][1] = 0;
+    }
+    if (threadIdx.x < 3) shared.totals[threadIdx.x] = 0;
+    __syncthreads();
+    const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kTile;
+#pragma unroll 1
+    for (std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * kTile; at < args.count;
+         at += step) {
+      tile(at);
+    }
+    if (ignored != 0) atomicAdd(&shared.totals[0], ignored);
+    __syncthreads();
+    for (unsigned i = threadIdx.x; i < used; i += kThreads) {
+      for (int k = 0; k < 2; ++k) {
+        if (shared.counts[i][k] != 0) add_count(i, k, shared.counts[i][k]);
+      }
+    }
+    if (threadIdx.x == 0 && shared.totals[0] != 0) {
+      atomicAdd(reinterpret_cast<unsigned long long*>(&args.workspace->ignored), shared.totals[0]);
+    }
+    if (is_last_block(&args.workspace->count_blocks_done)) finish();
+  }
+
+  // The weights of all groups, and the divisor.
+  __device__ __forceinline__ void finish() {
+    unsigned long long sums[2] = {};
+#pragma unroll 1
+    for (std::uint64_t group = threadIdx.x; group < groups(); group += kThreads) {
+      unsigned long long n[2];
+      for (int k = 0; k < 2; ++k) {
+        n[k] = __ldcg(reinterpret_cast<const unsigned long long*>(&slots()[group].counts[k]));
+        sums[k] += n[k];
+      }
+      if (!args.counts_groups) continue;
+      double weights[2];
+      math::class_weights(args.balance, args.positive_factor, args.negative_factor,
+                          static_cast<std::int64_t>(n[0]), static_cast<std::int64_t>(n[1]),
+                          weights);
+      put_class_weights(args, group, weights);
+    }
+    for (int k = 0; k < 2; ++k) {
+      if (sums[k] != 0) atomicAdd(&shared.totals[1 + k], sums[k]);
+    }
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    std::int64_t n = static_cast<std::int64_t>(shared.totals[1]);
+    if (!args.counts_foreground && args.ignores_uncertain) {
+      n += static_cast<std::int64_t>(shared.totals[2]);
+    } else if (!args.counts_foreground) {
+      n = args.count - static_cast<std::int64_t>(__ldcg(
+                           reinterpret_cast<const unsigned long long*>(&args.workspace->ignored)));
+    }
+    args.workspace->divisor = n > 1 ? static_cast<double>(n) : 1.0;
+  }
+};
+
+template <class S>
+__global__ void __launch_bounds__(kThreads, kMinBlocks) count_targets(const Arguments args) {
+  __shared__ typename Count<S>::Shared shared;
+  Count<S>(args, shared).run();
 }
 
 }  // namespace cuda

@@ -6,11 +6,11 @@ namespace cuda {
 namespace {
 template <class S>
 const void* address() {
-  return reinterpret_cast<const void*>(&valid_targets<S>);
+  return reinterpret_cast<const void*>(&count_targets<S>);
 }
 }  // namespace
 
-const void* valid_kernel(DType targets) {
+const void* count_kernel(DType targets) {
   switch (targets) {
     case DType::kFloat32:
       return address<float>();
@@ -36,6 +36,14 @@ const void* valid_kernel(DType targets) {
       return nullptr;
   }
 }
+
+namespace {
+__global__ void __launch_bounds__(kThreads, kMinBlocks) class_weights(const Arguments args) {
+  class_weights_of_call(args);
+}
+}  // namespace
+
+const void* class_weights_kernel() { return reinterpret_cast<const void*>(&class_weights); }
 
 }  // namespace cuda
 }  // namespace sigmoid_ce

@@ -8,10 +8,10 @@
 
 namespace sigmoid_ce {
 namespace cuda {
-namespace {
 
-Status status_of(cudaError_t error) {
-  const int number = static_cast<int>(error);
+Status status_of(int number) {
+  const cudaError_t error = static_cast<cudaError_t>(number);
+  if (error != cudaSuccess) cudaGetLastError();
   switch (error) {
     case cudaSuccess:
       return Status();
@@ -39,6 +39,8 @@ Status status_of(cudaError_t error) {
   }
 }
 
+namespace {
+
 const KernelTable* table_of(DType scores) {
   switch (scores) {
 #if !defined(SIGMOID_CE_TARGETS_OF_SCORES_ONLY)
@@ -52,6 +54,12 @@ const KernelTable* table_of(DType scores) {
     default:
       return float64_kernels();
   }
+}
+
+const void* kernel_of(const Plan& plan) {
+  const KernelTable& table = *table_of(plan.scores);
+  if (plan.kind == kFocal) return table.focal[plan.operation];
+  return table.run[plan.target][plan.operation][plan.kind == kGeneral];
 }
 
 Status launch_kernel(const void* kernel, unsigned grid, const Arguments& arguments, Stream stream) {
@@ -76,21 +84,17 @@ Status find_multiprocessors(int* count) {
 Status launch(const Plan& plan, Stream stream) {
   if (plan.grid == 0) return Status();
   Status status;
-  if (plan.clears) {
-    status = status_of(cudaMemsetAsync(plan.arguments.workspace, 0, sizeof(Workspace), stream));
+  if (plan.clears > 0) {
+    status = status_of(cudaMemsetAsync(plan.arguments.workspace, 0, plan.clears, stream));
   }
   if (status.ok() && plan.counts) {
-    Arguments arguments = plan.arguments;
-    arguments.vector = arguments.targets.n_axes == 0 &&
-                       reinterpret_cast<std::uintptr_t>(arguments.targets.data) % kVectorBytes == 0;
-    status =
-        launch_kernel(valid_kernel(arguments.target_dtype), plan.count_grid, arguments, stream);
-  }
-  if (status.ok()) {
-    const KernelTable* table = table_of(plan.scores);
-    status = launch_kernel(table->run[plan.target][plan.operation][plan.general], plan.grid,
+    status = launch_kernel(count_kernel(plan.arguments.target_dtype), plan.count_grid,
                            plan.arguments, stream);
   }
+  if (status.ok() && plan.weighs) {
+    status = launch_kernel(class_weights_kernel(), plan.weigh_grid, plan.arguments, stream);
+  }
+  if (status.ok()) status = launch_kernel(kernel_of(plan), plan.grid, plan.arguments, stream);
   return status;
 }
 

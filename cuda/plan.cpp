@@ -78,17 +78,52 @@ bool has_whole_rows(const DeviceView& view, std::int64_t first, int lanes) {
   return first % lanes == 0 && view.axes[view.n_axes - 1].extent % lanes == 0;
 }
 
+// Bytes from one element to the next of a row, of an array whose last axis has one value for all, or one for each.
+unsigned step_of(const DeviceView& view, std::int64_t itemsize) {
+  return static_cast<unsigned>(view.n_axes == 0 ? itemsize : view.axes[view.n_axes - 1].stride);
+}
+
+// The options as the CPU has them; class weights in device memory count as given, and nobody here reads them.
+sigmoid_ce::Options with_class_weights(const Options& options) {
+  sigmoid_ce::Options common = options;
+  common.class_weights = options.device_class_weights;
+  return common;
+}
+
+math::Groups find_groups(const Inputs& inputs, const Options& options, std::int64_t total) {
+  return math::groups_of(options, inputs.shape, inputs.ndim, total);
+}
+
+// Whether the class weights have a table in the workspace.
+bool has_slots(const Options& options) {
+  return options.device_class_weights != nullptr || options.balance != Balance::kNone;
+}
+
 bool is_scores_type(DType dtype) {
   return dtype == DType::kFloat32 || dtype == DType::kFloat64 || math::is_half(dtype);
 }
 
-std::int64_t round_up(std::int64_t n, std::int64_t unit) { return (n + unit - 1) / unit; }
+std::int64_t pieces_of(std::int64_t n, std::int64_t unit) { return (n + unit - 1) / unit; }
 
 }  // namespace
 
+std::int64_t groups_of(const Inputs& inputs, const Options& options) {
+  const sigmoid_ce::Options common = with_class_weights(options);
+  Inputs shape = inputs;
+  shape.scores.data = shape.targets.data = &shape;  // the arrays may come later
+  Call call(shape, common);
+  return call.check().ok() ? find_groups(inputs, options, call.total).count : 0;
+}
+
+std::size_t bytes_of_workspace(const Inputs& inputs, const Options& options) {
+  // The same for a pass that counts and for one that gets its weights.
+  const std::int64_t groups = options.balance == Balance::kNone ? 1 : groups_of(inputs, options);
+  return sizeof(Workspace) + static_cast<std::size_t>(groups) * sizeof(ClassSlot);
+}
+
 Status make_plan(Operation operation, const Inputs& inputs, const Options& options,
-                 const Results* results, const MutableArray* out, void* workspace,
-                 int multiprocessors, Plan* plan) {
+                 const Results* results, const MutableArray* out, const MutableArray* hessian,
+                 void* workspace, int multiprocessors, Plan* plan) {
   const math::FloatEnvironment environment;  // options are rounded here
   const DType dtype = inputs.scores.dtype;
   const DType target = inputs.targets.dtype;
@@ -104,15 +139,20 @@ Status make_plan(Operation operation, const Inputs& inputs, const Options& optio
                    "expected one number; values per channel go into "
                    "channel_pos_weight, in device memory");
   }
-  Call call(inputs, options);
+  if (options.class_weights != nullptr) {
+    return invalid("class_weights",
+                   "expected none; those in device memory go into device_class_weights");
+  }
+  const sigmoid_ce::Options common = with_class_weights(options);
+  Call call(inputs, common);
   Status status = call.check();
   if (!status.ok()) return status;
   const std::int64_t channels = options.channel_pos_weight_count;
   if (channels < 0 || (channels > 0 && options.channel_pos_weight == nullptr)) {
     return invalid("channel_pos_weight", "expected one value per channel");
   }
-  if (channels > 0 && (inputs.ndim < 2 || channels != inputs.shape[1])) {
-    return invalid("channel_pos_weight", "expected one value per channel (axis 1)");
+  if (!call.fits_channels(channels)) {
+    return invalid("channel_pos_weight", "expected one value, or one per channel (axis 1)");
   }
   if (channels > 0 && options.pos_weight_count > 0) {
     return invalid("channel_pos_weight", "expected none beside pos_weight");
@@ -124,9 +164,8 @@ Status make_plan(Operation operation, const Inputs& inputs, const Options& optio
       results->loss_dtype != DType::kFloat64) {
     return invalid("loss_dtype", "expected float32 or float64");
   }
-  const bool gradient = operation == kBackward || operation == kForwardBackward;
-  const bool counts = gradient && options.gradient_divisor == nullptr &&
-                      options.normalization == Normalization::kValid;
+  const bool gradient = operation != kForward && operation != kElementwise;
+  const bool adds = results != nullptr;
 
   std::memset(static_cast<void*>(plan), 0, sizeof *plan);
   Arguments& args = plan->arguments;
@@ -149,14 +188,34 @@ Status make_plan(Operation operation, const Inputs& inputs, const Options& optio
   bool strided = args.scores.n_axes > 0 || args.targets.n_axes > 0;
   args.vector = !strided && fits_wide(args.scores, itemsize, lanes) &&
                 fits_wide(args.targets, math::size_of(target), lanes);
+  args.vector_targets =
+      args.targets.n_axes == 0 && fits_wide(args.targets, math::size_of(target),
+                                            kVectorBytes / static_cast<int>(math::size_of(target)));
   const View weight = call.view(options.weight);
-  if (out != nullptr && call.count > 0) {
-    const View view = call.view(ConstArray(out->data, dtype, out->strides));
-    status = call.check_output(*out, view, scores, targets, weight);
-    if (!status.ok()) return status;
-    if (!make_view(view, call.first, &args.out)) return too_many_axes("out");
-    strided = strided || args.out.n_axes > 0;
-    args.vector = args.vector && args.out.n_axes == 0 && fits_wide(args.out, itemsize, lanes);
+  const struct {
+    const char* name;
+    const MutableArray* array;
+    DeviceView* view;
+  } outputs[] = {{"out", out, &args.out}, {"hessian", hessian, &args.hessian}};
+  for (const auto& output : outputs) {
+    if (output.array == nullptr || call.count == 0) continue;
+    if (output.array->as_float32) {
+      return invalid(output.name,
+                     "expected an array of the scores' dtype; as_float32 is for the CPU");
+    }
+    const View view = call.view(ConstArray(output.array->data, dtype, output.array->strides));
+    status = call.check_output(*output.array, view, scores, targets, weight);
+    if (status.ok() && output.array == hessian) {
+      const View first = call.view(ConstArray(out->data, dtype, out->strides));
+      if (view.same_layout(first) || call.overlap(view, first)) {
+        status = invalid("out", "expected no overlap with the gradient");
+      }
+    }
+    if (!status.ok()) return Status(status.code, output.name, status.message);
+    if (!make_view(view, call.first, output.view)) return too_many_axes(output.name);
+    strided = strided || output.view->n_axes > 0;
+    args.vector =
+        args.vector && output.view->n_axes == 0 && fits_wide(*output.view, itemsize, lanes);
   }
 
   // ---- Options ----
@@ -168,10 +227,12 @@ Status make_plan(Operation operation, const Inputs& inputs, const Options& optio
     args.has_pos_weight = args.pos_weight_per_channel = true;
     const std::int64_t size = dtype == DType::kFloat64 ? 8 : 4;
     std::int64_t strides[kMaxDims] = {};
-    strides[1] = size;
+    if (channels > 1) strides[1] = size;
     const View view(options.channel_pos_weight, size, inputs.shape, inputs.ndim, strides, 0);
     if (!make_view(view, call.first, &args.pos_weights)) return too_many_axes("pos_weight");
-    args.vector = args.vector && has_whole_rows(args.pos_weights, call.first, lanes);
+    args.vector = args.vector && has_whole_rows(args.pos_weights, call.first, lanes) &&
+                  channels * size <= INT32_MAX;
+    args.pos_weight_step = step_of(args.pos_weights, size);
   }
   args.weight = Number(1);
   bool weighted = false;
@@ -191,34 +252,93 @@ Status make_plan(Operation operation, const Inputs& inputs, const Options& optio
   args.ignore_low = Number(ignore.low);
   args.ignore_high = Number(ignore.high);
   args.ignore_label = ignore.label;
-  plan->general = strided || args.has_pos_weight || weighted || args.has_ignore_label;
+  args.ignores_uncertain = options.uncertain == Uncertain::kIgnore;
+  args.smoothing_factor = Number(1);
+  if (options.label_smoothing != 0) {
+    args.has_smoothing = true;
+    args.smoothing_factor = Number(1 - options.label_smoothing);
+    args.smoothing_term = Number(options.label_smoothing / 2);
+  }
+  args.has_gamma = options.gamma != 0;
+  args.gamma = Number(options.gamma);
+
+  // ---- Class weights ----
+  args.workspace = static_cast<Workspace*>(workspace);
+  const math::Groups groups = find_groups(inputs, options, call.total);
+  const bool given_weights = options.device_class_weights != nullptr;
+  args.has_class_weights = math::has_class_weights(common);
+  args.balance = options.balance;
+  args.positive_factor = options.has_alpha ? options.alpha : 1.0;
+  args.negative_factor = (options.has_alpha ? 1.0 - options.alpha : 1.0) * options.negative_scale;
+  args.class_weight[0] = Number(args.positive_factor);
+  args.class_weight[1] = Number(args.negative_factor);
+  args.given_weights = options.device_class_weights;
+  args.weight_count = static_cast<std::uint64_t>(groups.count);
+  args.class_weights_out = adds ? results->class_weights : nullptr;
+  args.counts_groups = options.balance != Balance::kNone && !given_weights && groups.count > 0;
+  args.slots_of_float64 = dtype == DType::kFloat64;
+  if (has_slots(options)) {
+    args.class_weights_by_group = true;
+    args.class_slots =
+        workspace == nullptr ? nullptr : reinterpret_cast<ClassSlot*>(args.workspace + 1);
+    constexpr std::int64_t kSlot = sizeof(ClassSlot);
+    std::int64_t strides[kMaxDims] = {};
+    if (groups.count > 1) {
+      if (options.balance_per_channel) strides[1] = kSlot;
+      if (options.balance == Balance::kImage) {
+        strides[0] = options.balance_per_channel ? inputs.shape[1] * kSlot : kSlot;
+      }
+    }
+    const View view(args.class_slots, kSlot, inputs.shape, inputs.ndim, strides, 0);
+    if (!make_view(view, call.first, &args.class_weights)) return too_many_axes("balance");
+    args.vector = args.vector && has_whole_rows(args.class_weights, call.first, lanes) &&
+                  groups.count <= INT32_MAX / kSlot;
+    args.class_weight_step = step_of(args.class_weights, kSlot);
+  }
+  if (operation >= kOperations || args.has_gamma) {
+    plan->kind = kFocal;
+  } else if (strided || args.has_pos_weight || weighted || args.has_ignore_label ||
+             args.ignores_uncertain || args.has_smoothing || args.has_class_weights) {
+    plan->kind = kGeneral;
+  }
 
   // ---- Scale and results ----
-  plan->counts = counts && args.has_ignore_label;
+  const bool foreground = options.normalization == Normalization::kForeground;
+  const bool finds_divisor = gradient && options.gradient_divisor == nullptr &&
+                             (foreground || (options.normalization == Normalization::kValid &&
+                                             (args.has_ignore_label || args.ignores_uncertain)));
+  const bool divides_by_foreground =
+      adds && foreground && (results->loss != nullptr || results->divisor != nullptr);
+  plan->counts = args.counts_groups || finds_divisor || divides_by_foreground;
+  args.counts_foreground = foreground;
+  const math::Groups counted =
+      args.counts_groups ? groups : math::Groups{call.total > 0 ? call.total : 1, 1};
+  args.group_length = make_axis(counted.length, 0);
+  args.groups = make_axis(counted.count, 0);
+  plan->weighs = given_weights || (args.class_weights_out != nullptr && !args.counts_groups);
   if (gradient) {
     args.loss_weight = options.loss_weight;
     args.divisor = options.gradient_divisor;
-    if (args.divisor == nullptr && !plan->counts) {
+    if (args.divisor == nullptr && !finds_divisor) {
       args.scale = Number(options.loss_weight /
                           math::divisor(options, call.batch_size, call.count, call.total));
     }
   }
-  args.workspace = static_cast<Workspace*>(workspace);
-  if (plan->counts) args.divisor = &args.workspace->divisor;
-  const bool adds = results != nullptr;
+  if (finds_divisor) args.divisor = &args.workspace->divisor;
   if (adds) {
     args.loss = results->loss;
     args.loss_is_float64 = results->loss_dtype == DType::kFloat64;
     args.loss_divisor = results->divisor;
     args.partial = reinterpret_cast<std::int64_t*>(results->partial);
     args.divide_by_valid = options.normalization == Normalization::kValid;
+    args.divide_by_foreground = divides_by_foreground;
     args.sum_divisor = math::divisor(options, call.batch_size, call.count, call.total);
   }
 
   // ---- Grid ----
   const std::int64_t most = static_cast<std::int64_t>(kBlocksPerMultiprocessor) *
                             (multiprocessors > 0 ? multiprocessors : 1);
-  std::int64_t tiles = round_up(call.count, tile_of(itemsize));
+  std::int64_t tiles = pieces_of(call.count, tile_of(itemsize));
   if (tiles > INT32_MAX) {
     return Status(Code::kUnsupported, "scores", "expected fewer than 2^43 elements");
   }
@@ -227,11 +347,26 @@ Status make_plan(Operation operation, const Inputs& inputs, const Options& optio
   args.tiles = static_cast<unsigned>(tiles);
   plan->grid = static_cast<unsigned>(tiles < most ? tiles : most);
   if (plan->counts) {
-    const std::int64_t blocks = round_up(call.count, std::int64_t(kThreads) * kVectorBytes);
-    plan->count_grid = static_cast<unsigned>(blocks == 0 ? 1 : blocks < most ? blocks : most);
+    const std::int64_t tile = count_tile_of(static_cast<int>(math::size_of(target)));
+    const std::int64_t blocks = pieces_of(call.count, tile);
+    // A block counts fewer than 2^31 targets.
+    const std::int64_t least = pieces_of(blocks, INT32_MAX / tile);
+    const std::int64_t wanted = blocks < most ? blocks : most > least ? most : least;
+    plan->count_grid = static_cast<unsigned>(wanted == 0 ? 1 : wanted);
   }
-  plan->clears = plan->counts || (adds && plan->grid > 1);
-  if ((plan->clears || adds) && workspace == nullptr) {
+  if (plan->weighs) {
+    const std::int64_t blocks = pieces_of(groups.count, kThreads);
+    plan->weigh_grid = static_cast<unsigned>(blocks == 0 ? 1 : blocks < most ? blocks : most);
+  }
+  const bool has_table = has_slots(options);
+  if (plan->counts) {
+    plan->clears =
+        sizeof(Workspace) +
+        (args.counts_groups ? static_cast<std::size_t>(groups.count) : 0) * sizeof(ClassSlot);
+  } else if (adds && plan->grid > 1) {
+    plan->clears = sizeof(Workspace);
+  }
+  if ((plan->clears > 0 || adds || has_table) && workspace == nullptr) {
     return invalid("workspace", "expected workspace_size() bytes of device memory");
   }
   if (reinterpret_cast<std::uintptr_t>(workspace) % alignof(Workspace) != 0) {

@@ -9,8 +9,8 @@ namespace cuda {
 
 template <class X, class S, int kOperation>
 void fill_operation(const void* (&run)[kOperations][2]) {
-  run[kOperation][0] = reinterpret_cast<const void*>(&pass_kernel<X, S, kOperation, false>);
-  run[kOperation][1] = reinterpret_cast<const void*>(&pass_kernel<X, S, kOperation, true>);
+  run[kOperation][0] = reinterpret_cast<const void*>(&pass_kernel<X, S, kOperation, kPlain>);
+  run[kOperation][1] = reinterpret_cast<const void*>(&pass_kernel<X, S, kOperation, kGeneral>);
 }
 
 template <class X, class S>
@@ -21,15 +21,26 @@ void fill_target(const void* (&run)[kOperations][2]) {
   fill_operation<X, S, kForwardBackward>(run);
 }
 
+template <class X, int kOperation>
+void fill_focal(const void* (&focal)[kFocalOperations]) {
+  focal[kOperation] = reinterpret_cast<const void*>(&pass_kernel<X, Any, kOperation, kFocal>);
+}
+
 template <class X>
 KernelTable make_table() {
   KernelTable table = {};
-  static_assert(Pass<X, X, kForward, false>::kTile == tile_of(sizeof(X)), "the plan counts tiles");
+  static_assert(Pass<X, X, kForward, kPlain>::kTile == tile_of(sizeof(X)), "the plan counts tiles");
   fill_target<X, X>(table.run[kTargetScores]);
 #if !defined(SIGMOID_CE_TARGETS_OF_SCORES_ONLY)
   if (sizeof(X) != sizeof(float)) fill_target<X, float>(table.run[kTargetFloat32]);
   fill_target<X, Integer>(table.run[kTargetInteger]);
 #endif
+  fill_focal<X, kForward>(table.focal);
+  fill_focal<X, kElementwise>(table.focal);
+  fill_focal<X, kBackward>(table.focal);
+  fill_focal<X, kForwardBackward>(table.focal);
+  fill_focal<X, kHessian>(table.focal);
+  fill_focal<X, kTargetBackward>(table.focal);
   return table;
 }
 

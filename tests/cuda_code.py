@@ -104,34 +104,45 @@ def architectures() -> list[str]:
 class Kernel(NamedTuple):
     """A kernel by its types, in the words of its mangled name."""
 
-    scores: str  # float16, bfloat16, float32, float64; "" for those that count targets
-    targets: str  # the same, "integer", or the type that is counted
-    operation: str  # forward, elementwise, backward, forward_backward, or valid
-    general: bool
+    scores: str  # float16, bfloat16, float32, float64; "" for those that read targets alone
+    targets: str  # the same, "integer", "any", or the type that is counted
+    operation: str  # of OPERATIONS, or count, or class_weights
+    kind: str  # of KINDS
 
 
 NAMES = {"f": "float32", "d": "float64", "h": "uint8", "a": "int8", "i": "int32", "l": "int64"}
+KINDS = ["plain", "general", "focal"]
 NAMES |= {
     "NS_4math7Float16E": "float16",
     "NS_4math8Bfloat16E": "bfloat16",
     "NS_4math4BoolE": "bool",
     "NS0_7IntegerE": "integer",
+    "NS0_3AnyE": "any",
 }
 TYPE = r"([fdhail]|N\w+?E(?=[NLSfdE]))"
-OPERATIONS = ["forward", "elementwise", "backward", "forward_backward"]
+OPERATIONS = [
+    "forward",
+    "elementwise",
+    "backward",
+    "forward_backward",
+    "hessian",
+    "backward_targets",
+]
 
 
 def kernel(mangled: str) -> Kernel:
     """Of a mangled name as g++ and nvcc make it; S3_ stands for the first type once more."""
-    match = re.search(rf"pass_kernelI{TYPE}({TYPE}|S\d_)Li(\d)ELb([01])E", mangled)
+    match = re.search(rf"pass_kernelI{TYPE}({TYPE}|S\d_)Li(\d)ELi(\d)E", mangled)
     if match:
         scores = NAMES[match[1]]
         again = match[2].startswith("S") or match[2] == match[1]
         targets = scores if again else NAMES[match[2]]
-        return Kernel(scores, targets, OPERATIONS[int(match[4])], match[5] == "1")
-    match = re.search(rf"valid_targetsI{TYPE}", mangled)
+        return Kernel(scores, targets, OPERATIONS[int(match[4])], KINDS[int(match[5])])
+    if "13class_weights" in mangled:
+        return Kernel("", "", "class_weights", "plain")
+    match = re.search(rf"count_targetsI{TYPE}", mangled)
     assert match, mangled
-    return Kernel("", NAMES[match[1]], "valid", False)
+    return Kernel("", NAMES[match[1]], "count", "plain")
 
 
 class Resources(NamedTuple):

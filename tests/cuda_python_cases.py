@@ -166,7 +166,7 @@ class OnTheGpu:
                 assert (result.dtype, result.shape) == (np.float64, ())
                 return float(result)
             if name == "forward_backward":
-                return float(result[0]), result[1]
+                return (float(result[0]), *result[1:])
             return result
 
         return call
@@ -322,6 +322,139 @@ def test_normalization(normalization: Any) -> None:
         both("backward", scores, targets, loss_weight=0.37, **options)
     for normalize in (True, False):
         both("forward", scores, targets, ignore_label=1, normalize=normalize)
+
+
+# ---- The family of losses ----
+
+SOFT = {"label_smoothing": 0.1, "negative_scale": 1.1, "alpha": 0.25}
+FAMILY: list[dict[str, Any]] = [
+    {"uncertain": "ignore", "normalization": "valid"},
+    {"uncertain": "ignore", "ignore_label": 1, "normalization": "foreground"},
+    SOFT,
+    {"gamma": 2.0, "alpha": 0.25, "normalization": "foreground"},
+    {"balance": None, "gamma": 0.5, "pos_weight": 2.5},
+    {"balance": "image", "normalization": "full"},
+    {"balance": "batch", "uncertain": "ignore", "normalization": "valid"},
+    {"balance": "batch_mean", "ignore_label": 0, "normalization": "none"},
+    {"balance": "image", "balance_per_channel": True, "gamma": 3, "pos_weight": [0.5, 2, 1, 3, 4]},
+    {"balance": "batch", "balance_per_channel": True, **SOFT, "gamma": 1.5, "loss_weight": 0.37},
+]
+DERIVATIVES = ("backward", "forward_backward", "hessian", "backward_targets")
+
+
+def family_call(operation: str, x: Any, t: Any, options: dict[str, Any]) -> Any:
+    refused = {"elementwise": ("loss_weight", "normalization"), "forward": ("loss_weight",)}
+    options = {k: v for k, v in options.items() if k not in refused.get(operation, ())}
+    if operation == "hessian":
+        return sce.forward_backward(x, t, hessian=True, **options)
+    return getattr(sce, operation)(x, t, **options)
+
+
+@pytest.mark.parametrize("target", [None, np.float64, np.bool_, np.uint8, np.int64])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", FAMILY, ids=str)
+def test_family(options: dict[str, Any], dtype: Any, target: Any) -> None:
+    if target is np.float64 and dtype is np.float32:
+        pytest.skip("not targets of float32 scores")
+    scores, hard = data((4, 5, 301), dtype)
+    targets = hard.astype(target or dtype)
+    if targets.dtype.kind == "f":
+        targets[:, :, ::3] = np.random.default_rng(2).random((4, 5, 101))
+    for operation in ("forward", "elementwise", *DERIVATIVES):
+        for x in (scores, transposed(scores)):
+            expected = bits(family_call(operation, x, targets, options))
+            assert bits(family_call(operation, gpu(x), gpu(targets), options)) == expected
+
+
+@pytest.mark.parametrize("half", HALVES, ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("options", FAMILY, ids=str)
+def test_family_of_half_types(options: dict[str, Any], half: Any) -> None:
+    scores, targets = data((4, 5, 301))
+    x, t = scores.astype(half), targets.astype(half)
+    for operation in ("forward", "elementwise", *DERIVATIVES):
+        expected = bits(family_call(operation, x, t, options))
+        assert bits(family_call(operation, gpu(x), gpu(t), options)) == expected
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (2, 1500), (1, 1), (0, 4), (4, 0), (2, 3, 1, 5)])
+def test_groups_of_any_length(shape: tuple[int, ...]) -> None:
+    scores, targets = data(shape)
+    for balance in ("image", "batch", "batch_mean"):
+        for per_channel in (False, True):
+            options = {"balance": balance, "balance_per_channel": per_channel}
+            for operation in ("forward_backward", "elementwise"):
+                both(operation, scores, targets, **options)
+            one = gpu(np.float32([2.5]))
+            got = sce.backward(gpu(scores), gpu(targets), pos_weight=one, **options)
+            assert bits(got) == bits(sce.backward(scores, targets, pos_weight=2.5, **options))
+
+
+def test_family_of_parts() -> None:
+    scores, targets = data((8, 1024))
+    options = {**SOFT, "gamma": 2.0, "uncertain": "ignore"}
+    whole = sce.partial(scores, targets, **options)
+    halves = [slice(0, 4), slice(4, 8)]
+    parts = [sce.partial(gpu(scores[h]), gpu(targets[h]), **options) for h in halves]
+    assert parts[0] + parts[1] == whole
+    part, gradient = sce.partial_backward(gpu(scores[:4]), gpu(targets[:4]), 3.0, **options)
+    assert part == parts[0]
+    wanted = sce.backward(scores, targets, normalization=3.0, **options)
+    assert bits(gradient) == bits(wanted[:4].copy())
+
+
+def test_hessian_outputs() -> None:
+    scores, targets = data((6, 50))
+    expected = bits(sce.forward_backward(scores, targets, hessian=True))
+    for layout in (np.copy, transposed, every_other):
+        out, curve = gpu(layout(scores)), gpu(layout(scores))
+        result = sce.forward_backward(gpu(scores), gpu(targets), hessian=curve, out=out)
+        assert result[1] is out
+        assert result[2] is curve
+        assert bits(result) == expected
+    x = gpu(scores)
+    assert bits(sce.forward_backward(x, gpu(targets), hessian=True, out=x)) == expected
+    same = gpu(scores.copy())
+    for options, message in [
+        ({"hessian": same, "out": same}, "hessian: shares memory with the gradient"),
+        ({"hessian": gpu(scores[:3].copy())}, "hessian: expected shape \\(6, 50\\)"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            sce.forward_backward(gpu(scores), gpu(targets), **options)
+    t = gpu(targets)
+    with pytest.raises(ValueError, match="hessian: shares memory with targets"):
+        sce.forward_backward(gpu(scores), t, hessian=t)
+    for wrong in (None, 1, 1.0):
+        with pytest.raises(TypeError, match="hessian: expected True, False or an array"):
+            sce.forward_backward(gpu(scores), t, hessian=wrong)
+    with pytest.raises(TypeError, match="hessian: expected an array on cuda:0"):
+        sce.forward_backward(gpu(scores), t, hessian=np.zeros_like(scores))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"balance": "imag"}, ValueError, 'balance: expected "none", "image", "batch"'),
+        ({"balance": 1}, TypeError, 'balance: expected "none", "image", "batch"'),
+        ({"uncertain": "hard"}, ValueError, 'uncertain: expected "soft" or "ignore"'),
+        ({"balance_per_channel": True}, ValueError, "balance_per_channel: expected False"),
+        ({"balance": "batch", "balance_per_channel": 1}, TypeError, "balance_per_channel: expec"),
+        ({"gamma": -1.0}, ValueError, "gamma: expected a number from 0 to 1e6, got -1.0"),
+        ({"gamma": np.zeros(2)}, TypeError, "gamma: expected a number, got ndarray"),
+        ({"alpha": 1.5}, ValueError, "alpha: expected a number from 0 to 1, or None"),
+        ({"label_smoothing": 1}, ValueError, "label_smoothing: expected a number of 0 or more"),
+        ({"negative_scale": math.inf}, ValueError, "negative_scale: expected a number >= 0"),
+    ],
+)
+def test_family_errors(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    scores, targets = data((6, 50))
+    for operation in ("forward", "elementwise", *DERIVATIVES):
+        with pytest.raises(error, match=message) as on_gpu:
+            family_call(operation, gpu(scores), gpu(targets), options)
+        with pytest.raises(error) as on_cpu:
+            family_call(operation, scores, targets, options)
+        assert str(on_gpu.value) == str(on_cpu.value)
+    with pytest.raises(ValueError, match="balance: expected scores with an axis of images"):
+        sce.forward(gpu(scores[0]), gpu(targets[0]), balance="image")
 
 
 # ---- Outputs ----

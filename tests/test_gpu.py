@@ -327,6 +327,53 @@ def test_same_bits_as_the_cpu(lib: Library, dtype: str, kind: str, case: str) ->
     assert sce.partial(dx, dt, **options.on(lib)) == sce.partial(x, t, **host)
 
 
+FAMILY: tuple[dict[str, Any], ...] = (
+    {"uncertain": "ignore", "normalization": "valid"},
+    {"label_smoothing": 0.1, "negative_scale": 1.1, "alpha": 0.25, "ignore_label": 1},
+    {"gamma": 2.0, "alpha": 0.25, "normalization": "foreground"},
+    {"gamma": 0.5, "pos_weight": CHANNELS, "label_smoothing": 0.01},
+    {"balance": "image", "normalization": "full"},
+    {"balance": "batch_mean", "uncertain": "ignore", "normalization": "valid"},
+    {"balance": "batch", "balance_per_channel": True, "gamma": 1.5, "pos_weight": 2.5},
+    {"balance": "image", "balance_per_channel": True, "label_smoothing": 0.2},
+)
+
+
+@dtypes
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", FAMILY, ids=str)
+def test_family_has_the_bits_of_the_cpu(
+    lib: Library, dtype: str, kind: str, options: dict[str, Any]
+) -> None:
+    need(lib, dtype)
+    x, t, dx, dt = inputs(lib, dtype, kind)
+    mode = {"loss_weight": 0.37, **options}
+    each = {k: v for k, v in options.items() if k != "normalization"}
+    found = lib.get(sce.elementwise(dx, dt, **each))
+    assert same_bits(found, rounded(sce.elementwise(x, t, **each), dtype))
+    wanted = sce.forward_backward(x, t, hessian=True, **mode)
+    got = sce.forward_backward(dx, dt, hessian=True, **mode)
+    assert same_bits(number(lib, got[0]), np.float64(wanted[0]))
+    for derivative, on_cpu in zip(got[1:], wanted[1:], strict=True):
+        assert same_bits(lib.get(derivative), rounded(on_cpu, dtype))
+    assert same_bits(number(lib, sce.forward(dx, dt, **options)), np.float64(wanted[0]))
+    assert same_bits(lib.get(sce.backward(dx, dt, **mode)), lib.get(got[1]))
+    slopes = rounded(sce.backward_targets(x, t, **mode), dtype)
+    assert same_bits(lib.get(sce.backward_targets(dx, dt, **mode)), slopes)
+
+
+@pytest.mark.parametrize("shape", [(1000, 7), (3000, 2), (7, 300, 11), (2, 3, 70_001), (40_000, 1)])
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("balance", ["image", "batch", "batch_mean"])
+def test_groups_of_any_number_and_length(
+    lib: Library, balance: str, per_channel: bool, shape: tuple[int, ...]
+) -> None:
+    x, t = make_scores(shape, "float32"), make_targets(shape, "uint8")
+    options = {"balance": balance, "balance_per_channel": per_channel}
+    found = lib.get(sce.backward(lib.put(x), lib.put(t), **options))
+    assert same_bits(found, sce.backward(x, t, **options))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_same_bits_on_any_bits(lib: Library, dtype: str) -> None:
     """Infinities, NaNs and subnormals among scores and targets, in every lane."""
@@ -365,10 +412,14 @@ class OnDevice:
         x, t, options = self._put(x, t, options)
         return float(number(self._lib, sce.forward(x, t, **options)))
 
-    def forward_backward(self, x: Any, t: Any, **options: Any) -> tuple[float, Any]:
+    def backward_targets(self, x: Any, t: Any, **options: Any) -> Any:
         x, t, options = self._put(x, t, options)
-        loss, gradient = sce.forward_backward(x, t, **options)
-        return float(number(self._lib, loss)), self._lib.get(gradient)
+        return self._lib.get(sce.backward_targets(x, t, **options))
+
+    def forward_backward(self, x: Any, t: Any, **options: Any) -> tuple[Any, ...]:
+        x, t, options = self._put(x, t, options)
+        loss, *derivatives = sce.forward_backward(x, t, **options)
+        return (float(number(self._lib, loss)), *map(self._lib.get, derivatives))
 
     def partial(self, x: Any, t: Any, **options: Any) -> Any:
         x, t, options = self._put(x, t, options)
@@ -864,12 +915,19 @@ def test_cupy_stream(torch: Any) -> None:
     assert same_bits(host, 2 * sce.backward(x, t))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ignore_label": 1, "normalization": "valid", "pos_weight": 2.0},
+        {"balance": "batch", "gamma": 2.0, "normalization": "foreground"},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_graph_capture_and_replay(torch: Any, dtype: str) -> None:
+def test_graph_capture_and_replay(torch: Any, dtype: str, options: dict[str, Any]) -> None:
     """A graph computes anew from what its inputs hold when it is replayed."""
     n = 100_003
     kind = getattr(torch, dtype)
-    options = {"ignore_label": 1, "normalization": "valid", "pos_weight": 2.0}
     dx = torch.zeros(n, dtype=kind, device="cuda")
     dt = torch.zeros(n, dtype=torch.uint8, device="cuda")
     out = torch.empty_like(dx)

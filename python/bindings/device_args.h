@@ -28,14 +28,16 @@ class DeviceArgs {
   Inputs inputs;
   cuda::Options options;
   cuda::Results results;
-  MutableArray out;
+  MutableArray out, hessian;
+  bool has_hessian = false;
 
   // inputs: (shape, scores, targets, first_index, count), arrays as (address, strides or None, dtype).
-  // options: (pos_weight, channel_pos_weight, weight, ignore_label, normalization, normalize, loss_weight, divisor),
-  // with numbers for pos_weight and weight; per channel (address, count); element weights like an array.
+  // options: (pos_weight, channel_pos_weight, weight, ignore_label, normalization, normalize, loss_weight, divisor,
+  // family), with numbers for pos_weight and weight; per channel (address, count); element weights like an array;
+  // family None, or the members of Family in their order.
   DeviceArgs(const py::tuple& inputs_tuple, const py::tuple& options_tuple) {
     expect_size(inputs_tuple, 5);
-    expect_size(options_tuple, 8);
+    expect_size(options_tuple, 9);
     inputs.ndim = read_integers(inputs_tuple[0], shape_);
     inputs.shape = shape_;
     inputs.scores = read_array_tuple(inputs_tuple[1], scores_strides_);
@@ -51,6 +53,7 @@ class DeviceArgs {
     read_normalization(options_tuple[4], options_tuple[5], &options);
     set_loss_weight(options_tuple[6]);
     set_divisor(options_tuple[7]);
+    set_family(options_tuple[8]);
   }
   DeviceArgs(const DeviceArgs&) = delete;
   DeviceArgs& operator=(const DeviceArgs&) = delete;
@@ -67,6 +70,15 @@ class DeviceArgs {
   void set_out(const py::tuple& tuple) {
     expect_size(tuple, 2);
     out = MutableArray(read_address(tuple[0]), read_strides(tuple[1], out_strides_));
+  }
+
+  // The same, or None.
+  void set_hessian(py::handle object) {
+    if (object.is_none()) return;
+    const auto tuple = object.cast<py::tuple>();
+    expect_size(tuple, 2);
+    hessian = MutableArray(read_address(tuple[0]), read_strides(tuple[1], hessian_strides_));
+    has_hessian = true;
   }
 
  private:
@@ -159,6 +171,14 @@ class DeviceArgs {
     options.divisor = number;
   }
 
+  void set_family(py::handle object) {
+    if (object.is_none()) return;
+    const auto tuple = object.cast<py::tuple>();
+    expect_size(tuple, 7);
+    const Family family = {tuple[0], tuple[1], tuple[2], tuple[3], tuple[4], tuple[5], tuple[6]};
+    read_family(family, inputs.shape, inputs.ndim, &options);
+  }
+
   bool is_float64() const { return inputs.scores.dtype == DType::kFloat64; }
 
   // Finite in the type that is computed in.
@@ -177,6 +197,7 @@ class DeviceArgs {
   std::int64_t targets_strides_[kMaxDims];
   std::int64_t weight_strides_[kMaxDims];
   std::int64_t out_strides_[kMaxDims];
+  std::int64_t hessian_strides_[kMaxDims];
 };
 
 }  // namespace bindings

@@ -14,20 +14,7 @@
 namespace sigmoid_ce {
 namespace bindings {
 
-// An error as the library reports it, and forgotten by the runtime, which would report it again.
-inline Status status_of(cudaError_t error) {
-  if (error == cudaSuccess) return Status();
-  cudaGetLastError();
-  const int number = static_cast<int>(error);
-  if (error == cudaErrorMemoryAllocation) {
-    return Status(Code::kOutOfMemory, "", "no memory left on the device", number);
-  }
-  // No GPU, no driver or an old one: the library has the words.
-  int count = 0;
-  const Status machine = cuda::device_count(&count);
-  if (!machine.ok()) return machine;
-  return Status(Code::kDeviceError, "", cudaGetErrorString(error), number);
-}
+using cuda::status_of;
 
 // The stream that DLPack and __cuda_array_interface__ call 1: cudaStreamLegacy.
 inline cuda::Stream legacy_stream() {

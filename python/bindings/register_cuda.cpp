@@ -46,25 +46,25 @@ void raise_device_status(const Status& status) {
 
 cuda::Stream to_stream(std::uintptr_t address) { return reinterpret_cast<cuda::Stream>(address); }
 
-// Where a call runs: (device, stream, workspace).
+// Where a call runs: (device, stream, workspace, its size).
 struct Place {
   int device;
   cuda::Stream stream;
   void* workspace;
+  std::size_t size;
 
   explicit Place(const py::tuple& tuple)
       : device(tuple[0].cast<int>()),
         stream(to_stream(tuple[1].cast<std::uintptr_t>())),
-        workspace(read_address(tuple[2])) {}
+        workspace(read_address(tuple[2])),
+        size(tuple[3].cast<std::size_t>()) {}
 };
 
 // Runs one function of cuda.h without the GIL, on its device.
 template <class Function>
 void run(const Place& place, const DeviceArgs& args, Function function) {
-  // Python allocates what the attribute `workspace_size` says.
-  if (cuda::workspace_size(args.inputs, args.options) >
-      cuda::workspace_size(Inputs(), cuda::Options())) {
-    throw std::logic_error("workspace: expected the same size for all calls");
+  if (place.workspace != nullptr && cuda::workspace_size(args.inputs, args.options) > place.size) {
+    throw std::logic_error("workspace: expected workspace_bytes() of the call");
   }
   Status status;
   {
@@ -91,27 +91,37 @@ void elementwise(const py::tuple& place_tuple, const py::tuple& inputs, const py
   const Place place(place_tuple);
   DeviceArgs args(inputs, options);
   args.set_out(out);
-  run(place, args,
-      [&] { return cuda::elementwise(args.inputs, args.options, args.out, place.stream); });
+  run(place, args, [&] {
+    return cuda::elementwise(args.inputs, args.options, args.out, place.workspace, place.stream);
+  });
 }
 
-void backward(const py::tuple& place_tuple, const py::tuple& inputs, const py::tuple& options,
-              const py::tuple& out) {
+// backward and backward_targets.
+template <Status (*kFunction)(const Inputs&, const cuda::Options&, const MutableArray&, void*,
+                              cuda::Stream)>
+void derivative(const py::tuple& place_tuple, const py::tuple& inputs, const py::tuple& options,
+                const py::tuple& out) {
   const Place place(place_tuple);
   DeviceArgs args(inputs, options);
   args.set_out(out);
   run(place, args, [&] {
-    return cuda::backward(args.inputs, args.options, args.out, place.workspace, place.stream);
+    return kFunction(args.inputs, args.options, args.out, place.workspace, place.stream);
   });
 }
 
 void forward_backward(const py::tuple& place_tuple, const py::tuple& inputs,
-                      const py::tuple& options, const py::tuple& results, const py::tuple& out) {
+                      const py::tuple& options, const py::tuple& results, const py::tuple& out,
+                      py::handle hessian) {
   const Place place(place_tuple);
   DeviceArgs args(inputs, options);
   args.set_results(results);
   args.set_out(out);
+  args.set_hessian(hessian);
   run(place, args, [&] {
+    if (args.has_hessian) {
+      return cuda::forward_backward(args.inputs, args.options, args.results, args.out, args.hessian,
+                                    place.workspace, place.stream);
+    }
     return cuda::forward_backward(args.inputs, args.options, args.results, args.out,
                                   place.workspace, place.stream);
   });
@@ -215,12 +225,23 @@ void register_cuda(py::module_& module) {
              py::arg("results"), "sigmoid_ce.forward for addresses.");
   module.def("elementwise", &elementwise, py::arg("place"), py::arg("inputs"), py::arg("options"),
              py::arg("out"), "sigmoid_ce.elementwise for addresses.");
-  module.def("backward", &backward, py::arg("place"), py::arg("inputs"), py::arg("options"),
-             py::arg("out"), "sigmoid_ce.backward for addresses.");
+  module.def("backward", &derivative<&cuda::backward>, py::arg("place"), py::arg("inputs"),
+             py::arg("options"), py::arg("out"), "sigmoid_ce.backward for addresses.");
+  module.def("backward_targets", &derivative<&cuda::backward_targets>, py::arg("place"),
+             py::arg("inputs"), py::arg("options"), py::arg("out"),
+             "sigmoid_ce.backward_targets for addresses.");
   module.def("forward_backward", &forward_backward, py::arg("place"), py::arg("inputs"),
              py::arg("options"), py::arg("results"), py::arg("out"),
-             "sigmoid_ce.forward_backward for addresses.");
+             py::arg("hessian") = py::none(), "sigmoid_ce.forward_backward for addresses.");
   module.attr("workspace_size") = cuda::workspace_size(Inputs(), cuda::Options());
+  module.def(
+      "workspace_bytes",
+      [](const py::tuple& inputs, const py::tuple& options) {
+        const DeviceArgs args(inputs, options);
+        return cuda::workspace_size(args.inputs, args.options);
+      },
+      py::arg("inputs"), py::arg("options"),
+      "Bytes of the workspace of a call with a balance; `workspace_size` without one.");
 
   py::class_<Allocation, std::shared_ptr<Allocation>>(
       module, "Memory", "Device memory, had and given back in the order of a stream.")

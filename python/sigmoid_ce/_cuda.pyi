@@ -6,12 +6,14 @@ from numpy.typing import NDArray
 # Addresses, streams and dtypes (codes of DType in sigmoid_ce/options.h) are ints; strides in bytes,
 # None where an array is contiguous in C order.
 _Strides = tuple[int, ...] | None
-_Place = tuple[int, int, int]  # device, stream, workspace
+_Place = tuple[int, int, int, int]  # device, stream, workspace, its size
 _Array = tuple[int, _Strides, int]  # address, strides, dtype
 _Out = tuple[int, _Strides]
 _Inputs = tuple[tuple[int, ...], _Array, _Array, int, int]  # shape, scores, targets, first, count
 # pos_weight, (address, count) of one per channel, weight, ignore_label, normalization, normalize,
-# loss_weight, divisor
+# loss_weight, divisor; uncertain, label_smoothing, balance, balance_per_channel, negative_scale,
+# gamma, alpha
+_Family = tuple[Any, ...]
 _Options = tuple[
     float | None,
     tuple[int, int] | None,
@@ -21,6 +23,7 @@ _Options = tuple[
     bool | None,
     float,
     float | None,
+    _Family | None,
 ]
 _Results = tuple[int, int, int]  # loss, its dtype, partial
 
@@ -29,9 +32,16 @@ workspace_size: int
 def forward(place: _Place, inputs: _Inputs, options: _Options, results: _Results) -> None: ...
 def elementwise(place: _Place, inputs: _Inputs, options: _Options, out: _Out) -> None: ...
 def backward(place: _Place, inputs: _Inputs, options: _Options, out: _Out) -> None: ...
+def backward_targets(place: _Place, inputs: _Inputs, options: _Options, out: _Out) -> None: ...
 def forward_backward(
-    place: _Place, inputs: _Inputs, options: _Options, results: _Results, out: _Out
+    place: _Place,
+    inputs: _Inputs,
+    options: _Options,
+    results: _Results,
+    out: _Out,
+    hessian: _Out | None = None,
 ) -> None: ...
+def workspace_bytes(inputs: _Inputs, options: _Options) -> int: ...
 
 class Memory:
     def __init__(self, device: int, stream: int, size: int) -> None: ...

@@ -36,12 +36,15 @@ from sigmoid_ce.gpu import is_of
 from sigmoid_ce.layout import Cut, Shape, View
 
 Array = Any
-Normalization = Literal["full", "valid", "batch_size", "none"] | float
+Normalization = Literal["full", "valid", "batch_size", "none", "foreground"] | float
+Uncertain = Literal["soft", "ignore"]
+Balance = Literal["none", "image", "batch", "batch_mean"]
 
 __all__ = [
     "CudaError",
     "DeviceArray",
     "backward",
+    "backward_targets",
     "elementwise",
     "forward",
     "forward_backward",
@@ -60,6 +63,14 @@ def forward(
     normalization: Normalization | None = None,
     normalize: bool | None = None,
     check: bool = False,
+    *,
+    uncertain: Uncertain = "soft",
+    label_smoothing: float = 0.0,
+    balance: Balance | None = "none",
+    balance_per_channel: bool = False,
+    negative_scale: float = 1.0,
+    gamma: float = 0.0,
+    alpha: float | None = None,
 ) -> Array:
     """The loss, a 0-d array in float64 (in float32 for JAX without x64).
 
@@ -80,7 +91,10 @@ def forward(
     ImportError
         cuda-core is missing and needed.
     """
-    call = _Call(scores, targets, pos_weight, weight, ignore_label, check=check)
+    family = _family(
+        uncertain, label_smoothing, balance, balance_per_channel, negative_scale, gamma, alpha
+    )
+    call = _Call(scores, targets, pos_weight, weight, ignore_label, family, check=check)
     call.set_normalization(normalization, normalize)
     loss = call.new_loss()
     call.run(call.native.forward, call.results(loss=loss))
@@ -98,12 +112,23 @@ def backward(
     loss_weight: float = 1.0,
     out: Array | None = None,
     check: bool = False,
+    *,
+    uncertain: Uncertain = "soft",
+    label_smoothing: float = 0.0,
+    balance: Balance | None = "none",
+    balance_per_channel: bool = False,
+    negative_scale: float = 1.0,
+    gamma: float = 0.0,
+    alpha: float | None = None,
 ) -> Array:
     """The gradient with respect to the scores. Arguments: see `forward` and `sigmoid_ce.backward`.
 
     Returns `out`, or a new array of the library, shape and dtype of scores.
     """
-    call = _Call(scores, targets, pos_weight, weight, ignore_label, check=check)
+    family = _family(
+        uncertain, label_smoothing, balance, balance_per_channel, negative_scale, gamma, alpha
+    )
+    call = _Call(scores, targets, pos_weight, weight, ignore_label, family, check=check)
     call.set_normalization(normalization, normalize)
     call.loss_weight = loss_weight
     gradient = call.output(out)
@@ -122,15 +147,69 @@ def forward_backward(
     loss_weight: float = 1.0,
     out: Array | None = None,
     check: bool = False,
-) -> tuple[Array, Array]:
-    """`forward` and `backward` in one pass over memory, with the bits of the two."""
-    call = _Call(scores, targets, pos_weight, weight, ignore_label, check=check)
+    *,
+    uncertain: Uncertain = "soft",
+    label_smoothing: float = 0.0,
+    balance: Balance | None = "none",
+    balance_per_channel: bool = False,
+    negative_scale: float = 1.0,
+    gamma: float = 0.0,
+    alpha: float | None = None,
+    hessian: bool | Array = False,
+) -> tuple[Array, ...]:
+    """`forward` and `backward` in one pass over memory, with the bits of the two.
+
+    With `hessian` the second derivatives too: see `sigmoid_ce.forward_backward`.
+    """
+    family = _family(
+        uncertain, label_smoothing, balance, balance_per_channel, negative_scale, gamma, alpha
+    )
+    call = _Call(scores, targets, pos_weight, weight, ignore_label, family, check=check)
     call.set_normalization(normalization, normalize)
     call.loss_weight = loss_weight
     gradient = call.output(out)
     loss = call.new_loss()
-    call.run(call.native.forward_backward, call.results(loss=loss), gradient)
-    return call.finish(loss), call.finish(gradient)
+    if hessian is False:
+        call.run(call.native.forward_backward, call.results(loss=loss), gradient)
+        return call.finish(loss), call.finish(gradient)
+    second = call.hessian(hessian)
+    call.run(call.native.forward_backward, call.results(loss=loss), gradient, second)
+    return call.finish(loss), call.finish(gradient), call.finish(second)
+
+
+def backward_targets(
+    scores: Array,
+    targets: Array,
+    pos_weight: Array | None = None,
+    weight: Array | None = None,
+    ignore_label: int | None = None,
+    normalization: Normalization | None = None,
+    normalize: bool | None = None,
+    loss_weight: float = 1.0,
+    out: Array | None = None,
+    check: bool = False,
+    *,
+    uncertain: Uncertain = "soft",
+    label_smoothing: float = 0.0,
+    balance: Balance | None = "none",
+    balance_per_channel: bool = False,
+    negative_scale: float = 1.0,
+    gamma: float = 0.0,
+    alpha: float | None = None,
+) -> Array:
+    """The gradient with respect to the targets. See `forward` and `sigmoid_ce.backward_targets`.
+
+    Returns `out`, or a new array of the library, shape and dtype of scores.
+    """
+    family = _family(
+        uncertain, label_smoothing, balance, balance_per_channel, negative_scale, gamma, alpha
+    )
+    call = _Call(scores, targets, pos_weight, weight, ignore_label, family, check=check)
+    call.set_normalization(normalization, normalize)
+    call.loss_weight = loss_weight
+    gradient = call.output(out)
+    call.run(call.native.backward_targets, out=gradient)
+    return call.finish(gradient)
 
 
 def elementwise(
@@ -141,9 +220,20 @@ def elementwise(
     ignore_label: int | None = None,
     out: Array | None = None,
     check: bool = False,
+    *,
+    uncertain: Uncertain = "soft",
+    label_smoothing: float = 0.0,
+    balance: Balance | None = "none",
+    balance_per_channel: bool = False,
+    negative_scale: float = 1.0,
+    gamma: float = 0.0,
+    alpha: float | None = None,
 ) -> Array:
     """The loss of each element, without a divisor. See `forward` and `sigmoid_ce.elementwise`."""
-    call = _Call(scores, targets, pos_weight, weight, ignore_label, check=check)
+    family = _family(
+        uncertain, label_smoothing, balance, balance_per_channel, negative_scale, gamma, alpha
+    )
+    call = _Call(scores, targets, pos_weight, weight, ignore_label, family, check=check)
     losses = call.output(out)
     call.run(call.native.elementwise, out=losses)
     return call.finish(losses)
@@ -157,12 +247,19 @@ def partial(
     ignore_label: int | None = None,
     first_index: int = 0,
     shape: Sequence[int] | None = None,
+    *,
+    uncertain: Uncertain = "soft",
+    label_smoothing: float = 0.0,
+    negative_scale: float = 1.0,
+    gamma: float = 0.0,
+    alpha: float | None = None,
 ) -> Partial:
     """The exact sum of the losses of a chunk, on the CPU: waits for the work.
 
     It adds up with parts of any device. See `sigmoid_ce.partial`.
     """
-    call = _Call(scores, targets, pos_weight, weight, ignore_label, first_index, shape)
+    family = _family(uncertain, label_smoothing, "none", False, negative_scale, gamma, alpha)
+    call = _Call(scores, targets, pos_weight, weight, ignore_label, family, first_index, shape)
     words = call.new_words()
     call.run(call.native.forward, call.results(words=words))
     return call.finish_words(words)
@@ -179,9 +276,16 @@ def partial_backward(
     first_index: int = 0,
     shape: Sequence[int] | None = None,
     out: Array | None = None,
+    *,
+    uncertain: Uncertain = "soft",
+    label_smoothing: float = 0.0,
+    negative_scale: float = 1.0,
+    gamma: float = 0.0,
+    alpha: float | None = None,
 ) -> tuple[Partial, Array]:
     """`partial`, and the gradient of the chunk's elements. See `sigmoid_ce.partial_backward`."""
-    call = _Call(scores, targets, pos_weight, weight, ignore_label, first_index, shape)
+    family = _family(uncertain, label_smoothing, "none", False, negative_scale, gamma, alpha)
+    call = _Call(scores, targets, pos_weight, weight, ignore_label, family, first_index, shape)
     if divisor is None:
         raise TypeError("divisor: expected a positive number, got NoneType")
     call.divisor = divisor
@@ -215,6 +319,19 @@ def info() -> dict[str, Any]:
 # ---- One call ----
 
 
+# The options of the family of losses, in the order that the native functions have.
+_Family = tuple[Any, ...]
+_OFF: _Family = ("soft", 0.0, "none", False, 1.0, 0.0, None)
+
+
+def _family(*options: Any) -> _Family | None:
+    # By identity first: what compares like a number may be an array, which the native code refuses.
+    for option, off in zip(options, _OFF, strict=True):
+        if option is not off and (type(option) is not type(off) or option != off):
+            return options
+    return None
+
+
 class _Output(NamedTuple):
     """An array that a call writes; `ours` where it was not the caller's."""
 
@@ -234,8 +351,8 @@ class _Call:
     _cut: Cut | None = None  # with the views of scores and targets, where they had to be looked at
     _number: Any = None  # pos_weight
     _channels: tuple[int, int] | None = None
-    _one_channel = False
     _pos_weight: View | None = None
+    _out: View | None = None  # the caller's
     _weight: Any = None
     _weight_view: View | None = None
     _loss_code = 0
@@ -250,6 +367,7 @@ class _Call:
         pos_weight: Array | None,
         weight: Array | None,
         ignore_label: int | None,
+        family: _Family | None,
         first_index: int = 0,
         shape: Sequence[int] | None = None,
         check: bool = False,
@@ -266,6 +384,7 @@ class _Call:
         self.stream = library.stream(scores)
         self._targets_object = targets
         self._ignore_label = ignore_label
+        self._family = family
         pair = None
         if shape is None and type(first_index) is int and first_index == 0:
             pair = library.usual_pair(scores, targets)
@@ -278,7 +397,9 @@ class _Call:
         if weight is not None:
             self._set_weight(weight)
         if check:
-            _check_targets(targets, ignore_label)
+            # Where uncertain targets are ignored, all but 0 and 1 are.
+            if family is None or not isinstance(family[0], str) or family[0] != "ignore":
+                _check_targets(targets, ignore_label)
             _check_weight(weight)
 
     def set_normalization(self, normalization: Any, normalize: Any) -> None:
@@ -329,6 +450,8 @@ class _Call:
             where = str(value.device)
         elif name == "out":
             arrays.view_out(value)  # has better words for what is no array at all
+        elif name == "hessian":
+            arrays.view_hessian(value)
         else:
             arrays.view(value, name)
         return TypeError(
@@ -382,11 +505,8 @@ class _Call:
             self._set_channels(address, values.size)
 
     def _set_channels(self, address: int, count: int) -> None:
-        if count == 0:
-            return
-        # The native function reads one value per channel, so a single one gets an axis of its own.
-        self._one_channel = count == 1
-        self._channels = (address, count)
+        if count > 0:
+            self._channels = (address, count)
 
     def _set_weight(self, value: Any) -> None:
         if isinstance(value, (bool, int, float, np.generic)):
@@ -420,18 +540,32 @@ class _Call:
                 self.like, shape, self._dtype, self.device, self.stream
             )
             return _Output(array, (address, None), True)
+        self._out, output = self._given_output(out, "out", {})
+        return output
+
+    def _given_output(
+        self, out: Any, name: str, others: dict[str, View | None]
+    ) -> tuple[View, _Output]:
         library = library_of(out)
         if library is not None:
             library.refuse_out()
         cut = self._cut_inputs()
-        view = self._read(out, "out")
+        view = self._read(out, name)
         inputs = {
             "targets": self._targets,
             "weight": self._weight_view,
             "pos_weight": self._pos_weight,
+            **others,
         }
-        layout.check_out(view, cut.scores, inputs)
-        return _Output(out, cut.place(view, "out"), False)
+        layout.check_out(view, cut.scores, inputs, name)
+        return view, _Output(out, cut.place(view, name), False)
+
+    def hessian(self, value: Any) -> _Output:
+        if value is True:
+            return self.output(None)
+        if value is None or isinstance(value, (bool, int, float, np.generic)):
+            raise TypeError(f"hessian: expected True, False or an array, got {_kind(value)}")
+        return self._given_output(value, "hessian", {"the gradient": self._out})[1]
 
     def _scratch(self, size: int) -> int:
         memory, address = self.library.scratch(self.like, size, self.device, self.stream)
@@ -445,33 +579,29 @@ class _Call:
         function: Callable[..., None],
         results: tuple[int, int, int] | None = None,
         out: _Output | None = None,
+        hessian: _Output | None = None,
     ) -> None:
-        shape: Shape = self._shape
-        inputs: tuple[Any, ...] = self._inputs
-        weight = self._weight
-        place = None if out is None else out.place
-        if self._one_channel:
-            shape = _with_axis(shape, 1)
-            inputs = tuple(_with_free_axis(array) for array in inputs)
-            weight = _with_free_axis(weight) if isinstance(weight, tuple) else weight
-            place = None if place is None else _with_free_axis(place)
-        workspace = 0
-        if function is not self.native.elementwise:
-            workspace = self._scratch(self.native.workspace_size)
-        function(
-            (self.device, self.stream, workspace),
-            (shape, *inputs, self._first, self._count),
-            (
-                self._number,
-                self._channels,
-                weight,
-                self._ignore_label,
-                *self._normalization,
-                self.loss_weight,
-                self.divisor,
-            ),
-            *(argument for argument in (results, place) if argument is not None),
+        inputs = (self._shape, *self._inputs, self._first, self._count)
+        options = (
+            self._number,
+            self._channels,
+            self._weight,
+            self._ignore_label,
+            *self._normalization,
+            self.loss_weight,
+            self.divisor,
+            self._family,
         )
+        workspace, size = 0, 0
+        if self._family is not None:
+            size = self.native.workspace_bytes(inputs, options)
+        elif function is not self.native.elementwise:
+            size = self.native.workspace_size
+        if size > 0:
+            workspace = self._scratch(size)
+        arguments: list[Any] = [] if results is None else [results]
+        arguments += [output.place for output in (out, hessian) if output is not None]
+        function((self.device, self.stream, workspace, size), inputs, options, *arguments)
         for library, value, owner in self._foreign:
             if not library.order_after(value, self.device, self.stream):
                 self._owners += (value, owner)
@@ -492,16 +622,6 @@ class _Call:
 def _kind(value: Any) -> str:
     kind = type(value)
     return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
-
-
-def _with_axis(values: Shape, new: int) -> Shape:
-    """With an axis behind the first one; before it, where there is none, another too."""
-    return (*(values[:1] or (new,)), new, *values[1:])
-
-
-def _with_free_axis(place: tuple[Any, ...]) -> tuple[Any, ...]:
-    address, strides, *dtype = place
-    return (address, None if strides is None else _with_axis(strides, 0), *dtype)
 
 
 # ---- check=True ----

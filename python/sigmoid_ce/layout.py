@@ -171,27 +171,28 @@ def _are_distinct(view: View) -> bool:
     return True
 
 
-def check_out(out: View, scores: View, others: dict[str, View | None]) -> None:
-    """Raises where `out` is not an array that the gradient of the scores can be written to."""
-    check_dtype(out, "out", [scores.dtype], scores.dtype)
+def check_out(out: View, scores: View, others: dict[str, View | None], name: str = "out") -> None:
+    """Raises where `out` is not an array that a derivative by the scores can be written to."""
+    check_dtype(out, name, [scores.dtype], scores.dtype)
     if out.shape != scores.shape:
         raise ValueError(
-            f"out: expected shape {text(scores.shape)}, the shape of scores, got {text(out.shape)}"
+            f"{name}: expected shape {text(scores.shape)}, the shape of scores, got "
+            f"{text(out.shape)}"
         )
     if out.read_only:
-        raise ValueError("out: expected an array that can be written, got a read-only one")
+        raise ValueError(f"{name}: expected an array that can be written, got a read-only one")
     if not _are_distinct(out):
         raise ValueError(
-            f"out: expected one address per element, got strides {text(out.all_strides)} "
+            f"{name}: expected one address per element, got strides {text(out.all_strides)} "
             "that may overlap"
         )
     if not _same_elements(out, scores) and shares_memory(out, scores):
         raise ValueError(
-            "out: shares memory with scores; pass the scores array itself, or a separate one"
+            f"{name}: shares memory with scores; pass the scores array itself, or a separate one"
         )
-    for name, other in others.items():
+    for input_name, other in others.items():
         if other is not None and shares_memory(out, other):
-            raise ValueError(f"out: shares memory with {name}")
+            raise ValueError(f"{name}: shares memory with {input_name}")
 
 
 # ---- Shapes ----

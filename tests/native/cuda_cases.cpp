@@ -29,6 +29,7 @@ namespace {
 
 namespace cpu = sigmoid_ce::cpu;
 namespace cuda = sigmoid_ce::cuda;
+using sigmoid_ce::Balance;
 using sigmoid_ce::ConstArray;
 using sigmoid_ce::DType;
 using sigmoid_ce::Inputs;
@@ -412,7 +413,7 @@ void run_case(const std::string& name, Kind kind) {
     return far ? contiguous(shape, itemsize) : any_layout(shape, itemsize, broadcasts);
   };
   const Layout score_layout = layout(sizeof(X), true), target_layout = layout(sizeof(T), true);
-  const Layout out_layout = layout(sizeof(X), false);
+  const Layout out_layout = layout(sizeof(X), false), hessian_layout = layout(sizeof(X), false);
   const Memory scores(filled<X>(score_layout, shape, [](X* p) { make_score(p); }));
   const Memory targets(filled<T>(target_layout, shape, [](T* p) { make_target(p); }));
   const std::vector<X> score_values = read<X>(scores.before(), score_layout, shape);
@@ -531,10 +532,34 @@ void run_case(const std::string& name, Kind kind) {
     options.has_ignore_label = wanted_options.has_ignore_label = true;
     options.ignore_label = wanted_options.ignore_label = labels[draw(6)];
   }
-  const Normalization modes[] = {Normalization::kFull, Normalization::kValid,
+  if (chance(4)) options.uncertain = sigmoid_ce::Uncertain::kIgnore;
+  if (chance(4)) options.label_smoothing = unit() * (chance(4) ? 1e-3 : 0.99);
+  if (chance(4)) options.negative_scale = chance(4) ? 0 : unit() * 3;
+  if (chance(4)) {
+    options.has_alpha = true;
+    options.alpha = chance(4) ? static_cast<double>(draw(2)) : unit();
+  }
+  if (chance(3)) options.gamma = chance(2) ? static_cast<double>(1 + draw(4)) : unit() * 8;
+  // Groups are counted in the whole array, which is none of these.
+  const bool balances = chance(3) && !far && shape.count == shape.total;
+  if (balances && shape.ndim >= 2) {
+    options.balance = static_cast<Balance>(1 + draw(3));
+    options.balance_per_channel = chance(2);
+  } else if (balances) {
+    options.balance = chance(2) ? Balance::kBatch : Balance::kBatchMean;
+  }
+  const Normalization modes[] = {Normalization::kFull,      Normalization::kValid,
                                  Normalization::kBatchSize, Normalization::kNone,
-                                 Normalization::kNumber};
-  options.normalization = modes[draw(5)];
+                                 Normalization::kNumber,    Normalization::kForeground};
+  options.normalization = modes[draw(6)];
+  wanted_options.uncertain = options.uncertain;
+  wanted_options.label_smoothing = options.label_smoothing;
+  wanted_options.negative_scale = options.negative_scale;
+  wanted_options.has_alpha = options.has_alpha;
+  wanted_options.alpha = options.alpha;
+  wanted_options.gamma = options.gamma;
+  wanted_options.balance = options.balance;
+  wanted_options.balance_per_channel = options.balance_per_channel;
   options.divisor = 0.3 + unit();
   options.loss_weight = chance(3) ? 1 : unit() * 2 - 1;
   wanted_options.normalization = options.normalization;
@@ -550,22 +575,57 @@ void run_case(const std::string& name, Kind kind) {
     gradient_options.divisor = divisor;
   }
 
-  report.text += ", normalization " + std::to_string(static_cast<int>(options.normalization));
+  report.text += ", normalization " + std::to_string(static_cast<int>(options.normalization)) +
+                 ", balance " + std::to_string(static_cast<int>(options.balance)) +
+                 (options.balance_per_channel ? " per channel" : "") + ", gamma " +
+                 std::to_string(options.gamma) + ", smoothing " +
+                 std::to_string(options.label_smoothing) + ", uncertain " +
+                 std::to_string(static_cast<int>(options.uncertain));
+
+  // Class weights: the ones of the options, or others in their place.
+  const std::int64_t groups = cpu::class_weight_groups(plain, wanted_options);
+  report.check(cuda::class_weight_groups(inputs, options) == groups && (groups > 0 || empty),
+               "number of groups");
+  std::vector<double> class_weights(static_cast<std::size_t>(2 * groups));
+  report.check(cpu::class_weights(plain, wanted_options, class_weights.data()),
+               "class weights on the CPU");
+  const bool gives_weights = groups > 0 && chance(4);
+  if (gives_weights) {
+    for (double& w : class_weights) w = chance(8) ? 0 : unit() * 3;
+  }
+  const unsigned char* const pairs = reinterpret_cast<const unsigned char*>(class_weights.data());
+  const Memory given_weights(
+      std::vector<unsigned char>(pairs, pairs + class_weights.size() * sizeof(double)));
+  if (gives_weights) {
+    options.device_class_weights = reinterpret_cast<const double*>(given_weights.at(0));
+    wanted_options.class_weights = gradient_options.class_weights = class_weights.data();
+  }
 
   // ---- The CPU ----
   const std::size_t room = static_cast<std::size_t>(shape.count) + 1;
-  std::vector<C> wanted_losses(room), wanted_gradient(room);
+  std::vector<C> wanted_losses(room), wanted_gradient(room), wanted_hessian(room),
+      wanted_targets(room);
   Partial wanted;
+  double foreground = 1;
   report.check(cpu::elementwise(plain, wanted_options, MutableArray(wanted_losses.data())),
                "elementwise on the CPU");
   report.check(cpu::backward(plain, gradient_options, MutableArray(wanted_gradient.data())),
                "backward on the CPU");
-  report.check(cpu::forward(plain, wanted_options, &wanted), "forward on the CPU");
+  report.check(cpu::forward(plain, wanted_options, &wanted, &foreground), "forward on the CPU");
+  std::vector<C> again(room);
+  Partial unused;
+  report.check(cpu::forward_backward(plain, gradient_options, &unused, MutableArray(again.data()),
+                                     MutableArray(wanted_hessian.data())),
+               "Hessian on the CPU");
+  report.check(cpu::backward_targets(plain, gradient_options, MutableArray(wanted_targets.data())),
+               "backward_targets on the CPU");
   // kFull means the whole shape, of which cpu::loss expects the whole sum; a piece here is divided by the same number.
   Partial counted = wanted;
   counted.n_total = shape.total;
-  const double wanted_loss = cpu::loss(plain, wanted_options, counted);
-  const double wanted_divisor = cpu::divisor(plain, wanted_options, counted);
+  const double wanted_divisor = options.normalization == Normalization::kForeground
+                                    ? foreground
+                                    : cpu::divisor(plain, wanted_options, counted);
+  const double wanted_loss = cpu::divide(counted, wanted_divisor);
 
   // ---- The device ----
   struct Left {
@@ -573,9 +633,13 @@ void run_case(const std::string& name, Kind kind) {
     Partial partial;
   };
   const std::size_t workspace_bytes = cuda::workspace_size(inputs, options);
-  for (int pass = 0; pass < 4; ++pass) {
-    const char* const names[] = {"elementwise", "backward", "forward", "forward_backward"};
-    const bool writes = pass != 2, adds = pass >= 2;
+  for (int pass = 0; pass < 6; ++pass) {
+    const char* const names[] = {"elementwise",      "backward", "forward",
+                                 "forward_backward", "hessian",  "backward_targets"};
+    const bool writes = pass != 2, adds = pass >= 2 && pass <= 4;
+    const std::vector<C>& wanted_out = pass == 0   ? wanted_losses
+                                       : pass == 5 ? wanted_targets
+                                                   : wanted_gradient;
     // In place: another copy of the scores, which the results replace.
     const bool own = writes && chance(4) && !broadcasts(score_layout, shape);
     const Layout& written = own ? score_layout : out_layout;
@@ -585,13 +649,19 @@ void run_case(const std::string& name, Kind kind) {
     const MutableArray array(out.at(written.start), written.pointer());
     const Memory workspace(poisoned(static_cast<std::int64_t>(workspace_bytes) + kGuard));
     const Memory results(poisoned(sizeof(Left)));
+    const Memory hessian(poisoned(hessian_layout.size));
+    const MutableArray hessian_array(hessian.at(hessian_layout.start), hessian_layout.pointer());
+    const Memory weights_out(poisoned(groups * 16));
     cuda::Results r;
-    const unsigned kept = chance(4) ? static_cast<unsigned>(draw(8)) : 7;
+    const unsigned kept = chance(4) ? static_cast<unsigned>(draw(16)) : chance(2) ? 15 : 7;
+    if (kept & 8) r.class_weights = reinterpret_cast<double*>(weights_out.at(0));
     if (kept & 1) r.loss = results.at(offsetof(Left, loss));
     if (kept & 2) r.divisor = reinterpret_cast<double*>(results.at(offsetof(Left, divisor)));
     if (kept & 4) r.partial = reinterpret_cast<Partial*>(results.at(offsetof(Left, partial)));
     Status status;
-    if (pass == 0) status = cuda::elementwise(given_inputs, options, array, nullptr);
+    if (pass == 0) {
+      status = cuda::elementwise(given_inputs, options, array, workspace.at(0), nullptr);
+    }
     if (pass == 1) {
       status = cuda::backward(given_inputs, options, array, workspace.at(0), nullptr);
     }
@@ -599,12 +669,23 @@ void run_case(const std::string& name, Kind kind) {
     if (pass == 3) {
       status = cuda::forward_backward(given_inputs, options, r, array, workspace.at(0), nullptr);
     }
+    if (pass == 4) {
+      status = cuda::forward_backward(given_inputs, options, r, array, hessian_array,
+                                      workspace.at(0), nullptr);
+    }
+    if (pass == 5) {
+      status = cuda::backward_targets(given_inputs, options, array, workspace.at(0), nullptr);
+    }
     report.check(status, names[pass]);
     if (!status.ok()) continue;
     must(cudaDeviceSynchronize());
     if (writes) {
-      compare<X>(&report, out, written, shape, pass == 0 ? wanted_losses : wanted_gradient,
-                 names[pass]);
+      compare<X>(&report, out, written, shape, wanted_out, names[pass]);
+    }
+    if (pass == 4) {
+      compare<X>(&report, hessian, hessian_layout, shape, wanted_hessian, "the Hessian");
+    } else {
+      report.check(hessian.now() == hessian.before(), "a Hessian was written");
     }
     if (adds) {
       const std::vector<unsigned char> bytes = results.now();
@@ -618,13 +699,17 @@ void run_case(const std::string& name, Kind kind) {
       report.check(kept & 1 ? same(left.loss, wanted_loss) : untouched(0, 8), "loss");
       report.check(kept & 2 ? left.divisor == wanted_divisor : untouched(8, 8), "divisor");
       report.check(kept & 4 ? left.partial == wanted : untouched(16, sizeof(Partial)), "partial");
+      const std::vector<unsigned char> out_weights = weights_out.now();
+      report.check(
+          kept & 8 ? out_weights == given_weights.before() : out_weights == weights_out.before(),
+          "class weights");
     }
     const std::vector<unsigned char> after = workspace.now();
     report.check(std::all_of(after.end() - kGuard, after.end(),
                              [](unsigned char b) { return b == kPoison; }),
                  "memory beside the workspace was written");
   }
-  for (const Memory* memory : {&scores, &targets, &channels, &weights, &given}) {
+  for (const Memory* memory : {&scores, &targets, &channels, &weights, &given, &given_weights}) {
     report.check(memory->now() == memory->before(), "an input was written");
   }
   if (report.wrong) {

@@ -76,10 +76,11 @@ inline std::size_t span(const ConstArray& array, const Inputs& inputs) {
   return static_cast<std::size_t>(array.strides == nullptr ? count * itemsize : last + itemsize);
 }
 
-enum Pass { kForward, kElementwise, kBackward, kBoth };
+enum Pass { kForward, kElementwise, kBackward, kBoth, kHessian, kTargets };
 
 inline Status run(Pass pass, Inputs inputs, const Options& options, Partial* partial,
-                  const MutableArray& out) {
+                  const MutableArray& out, double* divisor_out = nullptr,
+                  const MutableArray& hessian = MutableArray()) {
   const std::size_t item = static_cast<std::size_t>(sigmoid_ce::math::size_of(inputs.scores.dtype));
   const std::size_t size = span(inputs.scores, inputs);
   const Buffer scores(inputs.scores.data, size, item);
@@ -108,24 +109,29 @@ inline Status run(Pass pass, Inputs inputs, const Options& options, Partial* par
   if (weighted) o.weight.data = weight.get();
 
   const Buffer workspace(nullptr, sigmoid_ce::cuda::workspace_size(inputs, o), 8);
-  const Buffer written(nullptr, size, item);
+  const Buffer written(nullptr, size, item), curve(nullptr, size, item);
   struct Left {
     double loss, divisor;
     Partial partial;
   } left;
   const Buffer results(nullptr, sizeof left, 8);
+  const std::size_t groups =
+      static_cast<std::size_t>(sigmoid_ce::cuda::class_weight_groups(inputs, o));
+  const Buffer class_weights(nullptr, groups * 2 * sizeof(double), 8);
   sigmoid_ce::cuda::Results r;
   r.loss = results.get();
   r.divisor = static_cast<double*>(results.get()) + 1;
   r.partial = reinterpret_cast<Partial*>(r.divisor + 1);
+  r.class_weights = static_cast<double*>(class_weights.get());
   const MutableArray array(written.get(), out.strides);
+  const MutableArray curve_array(curve.get(), hessian.strides);
   Status status;
   switch (pass) {
     case kForward:
       status = sigmoid_ce::cuda::forward(inputs, o, r, workspace.get(), nullptr);
       break;
     case kElementwise:
-      status = sigmoid_ce::cuda::elementwise(inputs, o, array, nullptr);
+      status = sigmoid_ce::cuda::elementwise(inputs, o, array, workspace.get(), nullptr);
       break;
     case kBackward:
       status = sigmoid_ce::cuda::backward(inputs, o, array, workspace.get(), nullptr);
@@ -133,22 +139,41 @@ inline Status run(Pass pass, Inputs inputs, const Options& options, Partial* par
     case kBoth:
       status = sigmoid_ce::cuda::forward_backward(inputs, o, r, array, workspace.get(), nullptr);
       break;
+    case kHessian:
+      status = sigmoid_ce::cuda::forward_backward(inputs, o, r, array, curve_array, workspace.get(),
+                                                  nullptr);
+      break;
+    case kTargets:
+      status = sigmoid_ce::cuda::backward_targets(inputs, o, array, workspace.get(), nullptr);
+      break;
   }
   if (!status.ok()) return status;
   must(cudaDeviceSynchronize());
   if (pass != kForward) written.copy_to(out.data);
+  if (pass == kHessian) curve.copy_to(hessian.data);
   if (partial == nullptr) return status;
   results.copy_to(&left);
   *partial = left.partial;
-  const double loss = sigmoid_ce::cpu::loss(host, options, left.partial);
-  const double divisor = sigmoid_ce::cpu::divisor(host, options, left.partial);
+  // Of the targets that are 1 the CPU counts its own, and the caller compares.
+  const double divisor = options.normalization == sigmoid_ce::Normalization::kForeground
+                             ? left.divisor
+                             : sigmoid_ce::cpu::divisor(host, options, left.partial);
+  const double loss = sigmoid_ce::cpu::divide(left.partial, divisor);
+  if (divisor_out != nullptr) *divisor_out = left.divisor;
   const bool same_loss = loss == left.loss || (loss != loss && left.loss != left.loss);
   if (!same_loss || divisor != left.divisor) {
     std::fprintf(stderr, "loss %.17g and not %.17g, divisor %.17g and not %.17g\n", left.loss, loss,
                  left.divisor, divisor);
     std::exit(1);
   }
-  // The same with a loss in float32, and the divisor of the gradient from the device.
+  std::vector<double> wanted_weights(2 * groups), got_weights(2 * groups);
+  const Status counted = sigmoid_ce::cpu::class_weights(host, options, wanted_weights.data());
+  class_weights.copy_to(got_weights.data());
+  if (!counted.ok() || got_weights != wanted_weights) {
+    std::fprintf(stderr, "the class weights differ\n");
+    std::exit(1);
+  }
+  // The same with a loss in float32, and the divisor and the class weights of the gradient from the device.
   if (pass == kForward) {
     r.loss_dtype = DType::kFloat32;
     status = sigmoid_ce::cuda::forward(inputs, o, r, workspace.get(), nullptr);
@@ -166,20 +191,22 @@ inline Status run(Pass pass, Inputs inputs, const Options& options, Partial* par
     must(cudaDeviceSynchronize());
     written.copy_to(computed.data());
     o.gradient_divisor = r.divisor;
+    if (sigmoid_ce::math::has_class_weights(options)) o.device_class_weights = r.class_weights;
     if (status.ok())
       status = sigmoid_ce::cuda::backward(inputs, o, array, workspace.get(), nullptr);
     must(cudaDeviceSynchronize());
     written.copy_to(given.data());
     if (!status.ok() || given != computed) {
-      std::fprintf(stderr, "the divisor of the forward pass gives another gradient\n");
+      std::fprintf(stderr, "what the forward pass left gives another gradient\n");
       std::exit(1);
     }
   }
   return status;
 }
 
-inline Status forward(const Inputs& inputs, const Options& options, Partial* partial) {
-  return run(kForward, inputs, options, partial, MutableArray());
+inline Status forward(const Inputs& inputs, const Options& options, Partial* partial,
+                      double* divisor = nullptr) {
+  return run(kForward, inputs, options, partial, MutableArray(), divisor);
 }
 inline Status elementwise(const Inputs& inputs, const Options& options, const MutableArray& out) {
   return run(kElementwise, inputs, options, nullptr, out);
@@ -190,6 +217,14 @@ inline Status backward(const Inputs& inputs, const Options& options, const Mutab
 inline Status forward_backward(const Inputs& inputs, const Options& options, Partial* partial,
                                const MutableArray& out) {
   return run(kBoth, inputs, options, partial, out);
+}
+inline Status forward_backward(const Inputs& inputs, const Options& options, Partial* partial,
+                               const MutableArray& out, const MutableArray& hessian) {
+  return run(kHessian, inputs, options, partial, out, nullptr, hessian);
+}
+inline Status backward_targets(const Inputs& inputs, const Options& options,
+                               const MutableArray& out) {
+  return run(kTargets, inputs, options, nullptr, out);
 }
 
 }  // namespace digest_cuda

@@ -28,6 +28,7 @@
 namespace {
 
 using namespace sigmoid_ce::cuda;  // NOLINT: what is tested
+using sigmoid_ce::Balance;
 using sigmoid_ce::Code;
 using sigmoid_ce::ConstArray;
 using sigmoid_ce::DType;
@@ -35,6 +36,7 @@ using sigmoid_ce::Inputs;
 using sigmoid_ce::MutableArray;
 using sigmoid_ce::Normalization;
 using sigmoid_ce::Status;
+using sigmoid_ce::Uncertain;
 
 constexpr std::int64_t k2To40 = std::int64_t(1) << 40;
 
@@ -45,6 +47,12 @@ void* const kOut = reinterpret_cast<void*>(std::uintptr_t(3) << 52);
 void* const kWeights = reinterpret_cast<void*>(std::uintptr_t(4) << 52);
 void* const kWorkspace = reinterpret_cast<void*>(std::uintptr_t(5) << 52);
 void* const kResult = reinterpret_cast<void*>(std::uintptr_t(6) << 52);
+void* const kHessianOut = reinterpret_cast<void*>(std::uintptr_t(7) << 52);
+
+bool has_sum(int operation) {
+  return operation == kForward || operation == kForwardBackward || operation == kHessian;
+}
+bool has_derivative(int operation) { return operation != kForward && operation != kElementwise; }
 
 int checks = 0, failures = 0;
 
@@ -66,7 +74,7 @@ struct Example {
   Inputs inputs;
   sigmoid_ce::cuda::Options options;
   Results results;
-  MutableArray out{kOut};
+  MutableArray out{kOut}, hessian{kHessianOut};
   void* workspace = kWorkspace;
   int multiprocessors = 132;
   Plan plan;
@@ -82,9 +90,9 @@ struct Example {
   }
 
   Status make(Operation operation) {
-    const bool adds = operation == kForward || operation == kForwardBackward;
-    return make_plan(operation, inputs, options, adds ? &results : nullptr,
-                     operation == kForward ? nullptr : &out, workspace, multiprocessors, &plan);
+    return make_plan(operation, inputs, options, has_sum(operation) ? &results : nullptr,
+                     operation == kForward ? nullptr : &out,
+                     operation == kHessian ? &hessian : nullptr, workspace, multiprocessors, &plan);
   }
 };
 
@@ -96,7 +104,7 @@ void check_grid(std::int64_t count, DType scores, Operation operation, int multi
                            std::to_string(operation) + ", " + std::to_string(multiprocessors);
   Example e({count}, scores, scores);
   e.multiprocessors = multiprocessors;
-  const bool adds = operation == kForward || operation == kForwardBackward;
+  const bool adds = has_sum(operation);
   const Status status = e.make(operation);
   const std::int64_t tile = tile_of(scores == DType::kFloat64   ? 8
                                     : scores == DType::kFloat32 ? 4
@@ -123,7 +131,8 @@ void check_grid(std::int64_t count, DType scores, Operation operation, int multi
   check(tiles + plan.grid <= UINT32_MAX, name + ": the counter of tiles overflows");
   check(static_cast<double>(tiles) * static_cast<double>(tile) * 8 < 9.2e18,
         name + ": an offset overflows");
-  check(plan.clears == (adds && plan.grid > 1), name + ": the workspace is cleared");
+  check(plan.clears == (adds && plan.grid > 1 ? sizeof(Workspace) : 0),
+        name + ": the workspace is cleared");
   check(!plan.counts && plan.count_grid == 0, name + ": targets are counted");
 }
 
@@ -162,29 +171,30 @@ int grid() {
   for (const std::int64_t count : counts) {
     for (const DType scores :
          {DType::kFloat32, DType::kFloat64, DType::kFloat16, DType::kBfloat16}) {
-      for (int operation = 0; operation < kOperations; ++operation) {
+      for (int operation = 0; operation < kFocalOperations; ++operation) {
         for (const int multiprocessors : {1, 84, 132, 1024}) {
           check_grid(count, scores, static_cast<Operation>(operation), multiprocessors);
         }
       }
     }
   }
-  check_tile<Pass<float, float, kForward, false>, float>("float32");
-  check_tile<Pass<float, Integer, kForwardBackward, true>, float>("float32, general");
-  check_tile<Pass<double, double, kForward, false>, double>("float64");
-  check_tile<Pass<sigmoid_ce::math::Float16, float, kBackward, false>, sigmoid_ce::math::Float16>(
+  check_tile<Pass<float, float, kForward, kPlain>, float>("float32");
+  check_tile<Pass<float, Integer, kForwardBackward, kGeneral>, float>("float32, general");
+  check_tile<Pass<double, double, kForward, kPlain>, double>("float64");
+  check_tile<Pass<sigmoid_ce::math::Float16, float, kBackward, kPlain>, sigmoid_ce::math::Float16>(
       "float16");
+  check_tile<Pass<double, Any, kHessian, kFocal>, double>("float64, focal");
 
   // Counting of the targets: only where the gradient needs it, by as many blocks as have work.
   for (const std::int64_t count : {std::int64_t(0), std::int64_t(1), std::int64_t(4096),
                                    std::int64_t(4097), std::int64_t(1) << 20, k2To40}) {
-    for (int operation = 0; operation < kOperations; ++operation) {
+    for (int operation = 0; operation < kFocalOperations; ++operation) {
       Example e({count}, DType::kFloat32, DType::kUint8);
       e.options.normalization = Normalization::kValid;
       e.options.has_ignore_label = true;
       e.options.ignore_label = 255;
       const std::string name = std::to_string(count) + " elements with an ignore_label";
-      const bool gradient = operation == kBackward || operation == kForwardBackward;
+      const bool gradient = has_derivative(operation);
       check(e.make(static_cast<Operation>(operation)).ok(), name);
       check(e.plan.counts == gradient, name + ": counted");
       check(!gradient || (e.plan.clears && e.plan.count_grid >= 1 &&
@@ -198,6 +208,63 @@ int grid() {
       e.options.gradient_divisor = static_cast<double*>(kResult);
       check(e.make(static_cast<Operation>(operation)).ok() && !e.plan.counts, name + ": given");
     }
+  }
+
+  // Groups of a balance: what is counted, in how much memory, and what runs.
+  static const double given[] = {1, 2};
+  for (int operation = 0; operation < kFocalOperations; ++operation) {
+    const std::string name = "balance, operation " + std::to_string(operation);
+    const bool focal = operation >= kOperations;
+    Example e({4, 6, 10});
+    const auto make = [&] { return e.make(static_cast<Operation>(operation)).ok(); };
+    const struct {
+      Balance balance;
+      bool per_channel;
+      std::size_t groups, length;
+    } ways[] = {{Balance::kImage, false, 4, 60},
+                {Balance::kBatch, false, 1, 240},
+                {Balance::kBatchMean, true, 6, 10},
+                {Balance::kImage, true, 24, 10}};
+    for (const auto& way : ways) {
+      e.options = sigmoid_ce::cuda::Options();
+      e.options.balance = way.balance;
+      e.options.balance_per_channel = way.per_channel;
+      const Arguments& args = e.plan.arguments;
+      check(make() && e.plan.counts && !e.plan.weighs && e.plan.count_grid == 1, name + ": counts");
+      check(e.plan.kind == (focal ? kFocal : kGeneral), name + ": kernel");
+      check(args.groups.extent == way.groups && args.group_length.extent == way.length,
+            name + ": groups");
+      check(e.plan.clears == sizeof(Workspace) + way.groups * sizeof(ClassSlot) &&
+                e.plan.clears == bytes_of_workspace(e.inputs, e.options),
+            name + ": workspace");
+      check(groups_of(e.inputs, e.options) == static_cast<std::int64_t>(way.groups),
+            name + ": groups_of");
+      // Weights that are given take no count; a divisor may.
+      e.options.device_class_weights = given;
+      check(make() && !e.plan.counts && e.plan.weighs && e.plan.weigh_grid == 1, name + ": given");
+      e.options.normalization = Normalization::kForeground;
+      const bool divides = has_sum(operation) || has_derivative(operation);
+      check(make() && e.plan.counts == divides && args.groups.extent == 1 &&
+                (!divides || args.group_length.extent == 240),
+            name + ": foreground");
+    }
+    e.options = sigmoid_ce::cuda::Options();
+    e.options.gamma = 2;
+    check(make() && e.plan.kind == kFocal && !e.plan.counts, name + ": focal");
+    e.options = sigmoid_ce::cuda::Options();
+    e.options.uncertain = Uncertain::kIgnore;
+    e.options.normalization = Normalization::kValid;
+    check(make() && e.plan.counts == has_derivative(operation), name + ": uncertain");
+    check(bytes_of_workspace(e.inputs, e.options) == sizeof(Workspace) + sizeof(ClassSlot),
+          name + ": no groups");
+  }
+  // A block counts fewer than 2^31 targets, of whatever grid.
+  for (const int multiprocessors : {1, 132}) {
+    Example e({k2To40 * 4}, DType::kFloat32, DType::kUint8);
+    e.multiprocessors = multiprocessors;
+    e.options.balance = Balance::kBatch;
+    check(e.make(kBackward).ok() && (k2To40 * 4) / e.plan.count_grid < INT32_MAX,
+          "targets of a block");
   }
 
   // Wide loads and stores: every array at an address that is a multiple of its share of 16 bytes.
@@ -228,7 +295,7 @@ int grid() {
       e.out.data = static_cast<char*>(kOut) + shift;
       check(e.make(kBackward).ok() && e.plan.arguments.vector == (shift % pair.scores_unit == 0),
             name + ": out");
-      check(!e.plan.general, name + ": the plain kernel");
+      check(e.plan.kind == kPlain, name + ": the plain kernel");
     }
   }
   return finish_checks();
@@ -318,9 +385,9 @@ int errors() {
   static const double number = 1, negative = -1, large = 1e300;
   static const double not_a_number = std::nan("");
   static const double pair[] = {1, 2, 3, 4, 5, 6};
-  for (int k = 0; k < kOperations; ++k) {
+  for (int k = 0; k < kFocalOperations; ++k) {
     const Operation operation = static_cast<Operation>(k);
-    const bool adds = operation == kForward || operation == kForwardBackward;
+    const bool adds = has_sum(operation);
     for (const DType dtype : {DType::kBool, DType::kUint8, DType::kInt8, DType::kInt32,
                               DType::kInt64, static_cast<DType>(9)}) {
       refused(operation, "scores", wrong, [=](Example* e) { e->inputs.scores.dtype = dtype; });
@@ -348,7 +415,7 @@ int errors() {
       });
     }
     refused(operation, "pos_weight", wrong, [](Example* e) { e->options.pos_weight_count = 1; });
-    for (const std::int64_t count : {-1, 1, 4, 5, 7}) {
+    for (const std::int64_t count : {-1, 4, 5, 7}) {
       refused(operation, "channel_pos_weight", wrong, [=](Example* e) {
         e->options.channel_pos_weight = kWeights;
         e->options.channel_pos_weight_count = count;
@@ -378,7 +445,7 @@ int errors() {
       e->options.weight = ConstArray(kWeights, DType::kFloat32);
     });
     refused(operation, "normalization", wrong,
-            [](Example* e) { e->options.normalization = static_cast<Normalization>(5); });
+            [](Example* e) { e->options.normalization = static_cast<Normalization>(6); });
     for (const double divisor : {0.0, -1.0, std::nan(""), HUGE_VAL}) {
       refused(operation, "normalization", wrong, [=](Example* e) {
         e->options.normalization = Normalization::kNumber;
@@ -437,9 +504,9 @@ int errors() {
     }
     Example eight({2, 2, 2, 2, 2, 2, 2, 2});
     eight.inputs.scores.strides = strides;
-    check(
-        eight.make(operation).ok() && eight.plan.arguments.scores.n_axes == 8 && eight.plan.general,
-        "eight axes");
+    check(eight.make(operation).ok() && eight.plan.arguments.scores.n_axes == 8 &&
+              eight.plan.kind != kPlain,
+          "eight axes");
 
     // The workspace: of the passes that add, and of gradients that count.
     if (adds) {
@@ -455,12 +522,54 @@ int errors() {
       refused(operation, "workspace", wrong,
               [=](Example* e) { e->workspace = static_cast<char*>(kWorkspace) + shift; });
     }
-    if (operation == kBackward) {
+    if (has_derivative(operation)) {
       refused(operation, "workspace", wrong, [](Example* e) {
         e->workspace = nullptr;
         e->options.has_ignore_label = true;
         e->options.normalization = Normalization::kValid;
       });
+    }
+    refused(operation, "workspace", wrong, [](Example* e) {
+      e->workspace = nullptr;
+      e->options.balance = Balance::kImage;
+    });
+
+    // The family of losses.
+    refused(operation, "class_weights", wrong, [](Example* e) { e->options.class_weights = pair; });
+    refused(operation, "balance", wrong, [](Example* e) {
+      e->options.balance = Balance::kBatch;
+      e->inputs.count = 7;  // a piece has not all targets
+    });
+    refused(operation, "balance", wrong, [](Example* e) {
+      e->options.balance = Balance::kImage;
+      e->inputs.ndim = 1;
+    });
+    refused(operation, "balance", wrong,
+            [](Example* e) { e->options.balance = static_cast<Balance>(4); });
+    refused(operation, "balance_per_channel", wrong,
+            [](Example* e) { e->options.balance_per_channel = true; });
+    refused(operation, "gamma", wrong, [](Example* e) { e->options.gamma = -1; });
+    refused(operation, "gamma", wrong, [](Example* e) { e->options.gamma = std::nan(""); });
+    refused(operation, "label_smoothing", wrong,
+            [](Example* e) { e->options.label_smoothing = 1; });
+    refused(operation, "negative_scale", wrong,
+            [](Example* e) { e->options.negative_scale = HUGE_VAL; });
+    refused(operation, "alpha", wrong, [](Example* e) {
+      e->options.has_alpha = true;
+      e->options.alpha = 1.5;
+    });
+    refused(operation, "uncertain", wrong,
+            [](Example* e) { e->options.uncertain = static_cast<Uncertain>(2); });
+    if (operation != kForward) {
+      refused(operation, "out", wrong, [](Example* e) { e->out.as_float32 = true; });
+    }
+    if (operation == kHessian) {
+      refused(operation, "hessian", wrong, [](Example* e) { e->hessian.as_float32 = true; });
+      refused(operation, "hessian", wrong, [](Example* e) { e->hessian.data = kOut; });
+      refused(operation, "hessian", wrong, [](Example* e) { e->hessian.data = kTargets; });
+      refused(operation, "hessian", wrong, [](Example* e) { e->hessian.data = nullptr; });
+      refused(operation, "hessian", wrong,
+              [](Example* e) { e->hessian.data = static_cast<char*>(kScores) + 4; });
     }
   }
   return finish_checks();

@@ -99,13 +99,16 @@ class MemoryTest : public MultiDeviceTest<TypeParam> {
     layer->Backward(top_, propagate_down, bottom_);
   }
 
-  void check(const std::string& options) {
+  // `counts`: how often a call counts targets, in tables of its own.
+  void check(const std::string& options, int counts = 0) {
     SCOPED_TRACE(options);
     boost::shared_ptr<Layer<Dtype>> layer = make(options);
     const long before = g_allocations;
+    const long bytes_before = g_bytes;
     for (int i = 0; i < 5; ++i) iterate(layer.get());
     const long after = g_allocations;
-    EXPECT_EQ(0, after - before) << "allocations in five iterations";
+    EXPECT_EQ(5 * 2 * counts, after - before) << "allocations in five iterations";
+    EXPECT_EQ(0, g_bytes - bytes_before);
 
     // Buffers of the thread, if any, are there by now: this is what each further layer takes.
     const int kLayers = 8;
@@ -121,7 +124,7 @@ class MemoryTest : public MultiDeviceTest<TypeParam> {
     ASSERT_GT(2 * scores_.count() * sizeof(Dtype), 10u * 64 * 1024);
   }
 
-  Blob<Dtype> scores_, targets_, weights_, loss_;
+  Blob<Dtype> scores_, targets_, weights_, loss_, losses_;
   std::vector<Blob<Dtype>*> bottom_, top_;
   std::vector<bool> propagate_down_[2] = {{true, false}, {true, false, false}};
 };
@@ -142,6 +145,25 @@ TYPED_TEST(MemoryTest, Weights) {
   this->check("python_param { param_str: '{\"pos_weight\": [3, 2, 1], \"weight\": 2}' }");
   this->bottom_.push_back(&this->weights_);
   this->check("python_param { param_str: '{\"pos_weight\": [3, 2, 1]}' }");
+}
+
+TYPED_TEST(MemoryTest, Family) {
+  this->check("python_param { param_str: '{\"gamma\": 2, \"alpha\": 0.25}' }");
+  this->check("python_param { param_str: '{\"weight\": [3, 2, 1], \"uncertain\": \"ignore\"}' }");
+  this->check("python_param { param_str: '{\"label_smoothing\": 0.1, \"negative_scale\": 2}' }");
+  // Two passes, but Backward does not count again.
+  this->check("python_param { param_str: '{\"normalization\": \"foreground\"}' }", 1);
+  this->check("python_param { param_str: '{\"balance\": \"image\"}' }", 1);
+  this->check(
+      "python_param { param_str: '{\"balance\": \"batch\", \"balance_per_channel\": true}' }", 1);
+}
+
+TYPED_TEST(MemoryTest, SecondTop) {
+  this->top_.push_back(&this->losses_);
+  this->losses_.Reshape(this->scores_.shape());
+  this->losses_.mutable_cpu_data();
+  this->check("");
+  this->check("python_param { param_str: '{\"balance\": \"image\"}' }", 1);
 }
 
 TYPED_TEST(MemoryTest, SmallerShapes) {

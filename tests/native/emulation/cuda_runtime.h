@@ -46,6 +46,7 @@ void emulated_syncthreads(int line);
 int __syncthreads_or(int predicate);
 void __syncwarp(unsigned mask = 0xffffffffu);
 double __shfl_down_sync(unsigned mask, double value, unsigned delta);
+unsigned __shfl_down_sync(unsigned mask, unsigned value, unsigned delta);
 inline void __threadfence() {}
 
 template <class T>

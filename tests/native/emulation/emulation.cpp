@@ -68,16 +68,18 @@ bool release(State barrier, unsigned begin, unsigned end) {
   return any;
 }
 
+// By itself, since getcontext returns twice for all that a compiler knows.
+void prepare(Fiber* fiber) {
+  fiber->state = kReady;
+  getcontext(&fiber->context);
+  fiber->context.uc_stack.ss_sp = fiber->stack.get();
+  fiber->context.uc_stack.ss_size = kStack;
+  fiber->context.uc_link = &scheduler;
+  makecontext(&fiber->context, enter, 0);
+}
+
 void run_block(unsigned threads, std::mt19937* random) {
-  for (unsigned i = 0; i < threads; ++i) {
-    Fiber& fiber = fibers[i];
-    fiber.state = kReady;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = &scheduler;
-    makecontext(&fiber.context, enter, 0);
-  }
+  for (unsigned i = 0; i < threads; ++i) prepare(&fibers[i]);
   std::vector<unsigned> order(threads);
   std::iota(order.begin(), order.end(), 0u);
   for (;;) {
@@ -190,9 +192,10 @@ class AtWork {
 void check_device_memory(const sigmoid_ce::cuda::Arguments& args) {
   if (arena() == nullptr) return;
   const void* const arrays[] = {
-      args.scores.data,  args.targets.data, args.out.data, args.pos_weights.data,
-      args.weights.data, args.workspace,    args.loss,     args.loss_divisor,
-      args.partial,      args.divisor};
+      args.scores.data,   args.targets.data,     args.out.data,     args.pos_weights.data,
+      args.weights.data,  args.workspace,        args.loss,         args.loss_divisor,
+      args.partial,       args.divisor,          args.hessian.data, args.class_slots,
+      args.given_weights, args.class_weights_out};
   for (const void* p : arrays) {
     if (p == nullptr || of_device(p)) continue;
     std::fprintf(stderr, "emulation: a kernel got an array that is not in device memory\n");
@@ -236,6 +239,10 @@ double __shfl_down_sync(unsigned, double value, unsigned delta) {
   const double result = self % kWarp + delta < kWarp ? shuffled[self + delta] : value;
   wait_at(kAtWarpBarrier);
   return result;
+}
+
+unsigned __shfl_down_sync(unsigned mask, unsigned value, unsigned delta) {
+  return static_cast<unsigned>(__shfl_down_sync(mask, static_cast<double>(value), delta));
 }
 
 const char* cudaGetErrorString(cudaError_t error) {
