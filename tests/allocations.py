@@ -71,7 +71,9 @@ PARTS = [sce.Partial() for _ in range(3)]
 WORDS = np.arange(73, dtype=np.int64)
 WORDS[68:] = (1, 0, 0, 50, 60)
 LIST = [[0.5, -1.0], [2.0, 3.0]]
-WRONG_DTYPE = X32.astype(np.float16)
+X16 = X32.astype(np.float16)
+XB16 = (X32.view(np.uint32) >> 16).astype(np.uint16).view([("bfloat16", np.uint16)])
+WRONG_DTYPE = X32.astype(np.int16)
 
 
 def layer() -> Any:
@@ -120,6 +122,12 @@ CASES: dict[str, Callable[[], Any]] = {
     "both strided": lambda: sce.forward_backward(TRANSPOSED, BYTE, **ALL, out=STRIDED_OUT),
     "elementwise": lambda: sce.elementwise(X64, SOFT64, weight=2.0),
     "elementwise strided": lambda: sce.elementwise(TRANSPOSED, SOFT32, **ALL, out=STRIDED_OUT),
+    "balanced": lambda: sce.forward_backward(
+        X32, SOFT32, balance="image", balance_per_channel=True, gamma=2.0, hessian=True
+    ),
+    "targets": lambda: sce.backward_targets(X64, SOFT64, normalization="foreground"),
+    "half": lambda: sce.backward(X16, BYTE, out=OUT32, weight=0.5),
+    "bfloat16": lambda: sce.backward(XB16, XB16).view(np.uint16),
     "layer": layer,
     "partial": lambda: sce.partial(X32, BYTE, **ALL),
     "partial chunk": lambda: sce.partial(
@@ -141,13 +149,14 @@ CASES: dict[str, Callable[[], Any]] = {
     "refused dtype": lambda: refusal(lambda: sce.forward(WRONG_DTYPE, BYTE)),
     "refused shape": lambda: refusal(lambda: sce.forward(X32, BYTE[:3])),
     "refused option": lambda: refusal(lambda: sce.backward(X32, BYTE, normalization="mean")),
+    "refused balance": lambda: refusal(lambda: sce.forward(X32, BYTE, balance="imag")),
     "refused isa": lambda: refusal(lambda: sce.set_isa("pentium")),
     "refused words": lambda: refusal(lambda: sce.Partial.from_words(WORDS[:72])),
     "refused part": lambda: refusal(lambda: sce.combine([1])),
 }
 
 ARGUMENTS = (X32, X64, BYTE, SOFT32, SOFT64, MASK, WEIGHT, POS, OUT32, STRIDED_OUT, TRANSPOSED,
-             SMALL, WORDS, WRONG_DTYPE, LIST, *PARTS, None)  # fmt: skip
+             SMALL, WORDS, X16, XB16, WRONG_DTYPE, LIST, *PARTS, None)  # fmt: skip
 
 
 def digest(result: Any) -> str:

@@ -441,11 +441,12 @@ def test_pytorch_refusals() -> None:
     cases = [
         (x.clone().requires_grad_(), r"the tensor requires grad; pass scores\.detach\(\)"),
         (torch.zeros(3, device="meta"), "expected a tensor on the CPU or on a CUDA GPU, got one"),
-        (x.bfloat16(), "expected a dense tensor of a dtype that NumPy has, got torch.bfloat16"),
-        (x.half(), "expected float32 or float64, got float16"),
-        (x.long(), "expected float32 or float64, got int64"),
+        (x.long(), "expected float16, bfloat16, float32 or float64, got int64"),
         (x.to_sparse(), "expected a dense tensor"),
-        (torch.zeros(3, dtype=torch.complex64), "expected float32 or float64, got complex64"),
+        (
+            torch.zeros(3, dtype=torch.complex64),
+            "expected float16, bfloat16, float32 or float64, got complex64",
+        ),
     ]
     for scores, message in cases:
         with pytest.raises(TypeError, match=f"^scores: {message}"):
@@ -484,8 +485,11 @@ def test_jax_refusals() -> None:
         sce.backward(x, x, out=x)
     with pytest.raises(TypeError, match=r"^scores: JAX tracers have no values; call outside"):
         jax.jit(lambda a: sce.forward(a, a))(x)
-    with pytest.raises(TypeError, match=r"^scores: expected float32 or float64, got bfloat16"):
-        sce.forward(x.astype(jnp.bfloat16), x)
+    with pytest.raises(
+        TypeError,
+        match=r"^targets: expected float32 \(the dtype of scores\), bool, .*, got bfloat16",
+    ):
+        sce.forward(x, x.astype(jnp.bfloat16))
 
 
 def test_libraries_are_not_imported() -> None:
@@ -517,11 +521,78 @@ class Foreign:
 Foreign.__module__ = "tensorflow.python.framework.ops"
 
 TYPE_ERRORS: list[tuple[dict[str, Any], str]] = [
-    ({"scores": X.astype(np.float16)}, "scores: expected float32 or float64, got float16"),
-    ({"scores": X.astype(np.int64)}, "scores: expected float32 or float64, got int64"),
-    ({"scores": X.astype(complex)}, "scores: expected float32 or float64, got complex128"),
-    ({"scores": X.astype(object)}, "scores: expected float32 or float64, got object"),
-    ({"scores": X.astype(np.longdouble)}, "scores: expected float32 or float64, got "),
+    (
+        {"targets": T.astype(np.float16)},
+        "targets: expected float32 (the dtype of scores), bool, uint8, int8, int32 or int64, got "
+        "float16",
+    ),
+    (
+        {"scores": X.astype(np.float16), "targets": T.astype(np.float64)},
+        "targets: expected float16 (the dtype of scores), float32, bool, uint8, int8, int32 or "
+        "int64, got float64",
+    ),
+    (
+        {"scores": X.astype(np.float16), "weight": X},
+        "weight: expected float16 (the dtype of scores), bool, uint8 or int8, got float32",
+    ),
+    (
+        {"scores": X.astype(np.float16), "out": X.astype(np.float64)},
+        "out: expected float16 (the dtype of scores) or float32, got float64",
+    ),
+    (
+        {"scores": X.astype(np.float16), "targets": [[0.0] * 3] * 2},
+        "targets: a list becomes float64, and scores are float16; pass numpy.asarray(targets, ",
+    ),
+    (
+        {"scores": X.astype(np.float16).astype(np.dtype(np.float16).newbyteorder())},
+        "scores: expected native byte order, got ",
+    ),
+    (
+        {"scores": np.zeros((2, 3), [("x", np.uint16)])},
+        "scores: expected float16, bfloat16, float32 or float64, got [('x', '<u2')]",
+    ),
+    ({"uncertain": None}, 'uncertain: expected "soft" or "ignore", got NoneType'),
+    ({"uncertain": True}, 'uncertain: expected "soft" or "ignore", got bool'),
+    (
+        {"balance": True},
+        'balance: expected "none", "image", "batch" or "batch_mean", got bool',
+    ),
+    ({"balance": 0}, 'balance: expected "none", "image", "batch" or "batch_mean", got int'),
+    (
+        {"balance": "batch", "balance_per_channel": 1},
+        "balance_per_channel: expected True or False, got int",
+    ),
+    ({"balance_per_channel": None}, "balance_per_channel: expected True or False, got NoneType"),
+    ({"label_smoothing": "0.1"}, "label_smoothing: expected a number, got str"),
+    ({"label_smoothing": True}, "label_smoothing: expected a number, got bool"),
+    ({"negative_scale": None}, "negative_scale: expected a number, got NoneType"),
+    ({"gamma": [2.0]}, "gamma: expected a number, got list"),
+    ({"gamma": np.array([2.0, 2.0])}, "gamma: expected a number, got ndarray"),
+    ({"gamma": 2j}, "gamma: expected a number, got complex"),
+    ({"alpha": True}, "alpha: expected a number, got bool"),
+    ({"alpha": "0.25"}, "alpha: expected a number, got str"),
+    ({"hessian": None}, "hessian: expected True, False or an array, got NoneType"),
+    ({"hessian": 1}, "hessian: expected True, False or an array, got int"),
+    (
+        {"hessian": np.zeros((2, 3))},
+        "hessian: expected float32 (the dtype of scores), got float64",
+    ),
+    (
+        {"scores": X.astype(np.int64)},
+        "scores: expected float16, bfloat16, float32 or float64, got int64",
+    ),
+    (
+        {"scores": X.astype(complex)},
+        "scores: expected float16, bfloat16, float32 or float64, got complex128",
+    ),
+    (
+        {"scores": X.astype(object)},
+        "scores: expected float16, bfloat16, float32 or float64, got object",
+    ),
+    (
+        {"scores": X.astype(np.longdouble)},
+        "scores: expected float16, bfloat16, float32 or float64, got ",
+    ),
     (
         {"scores": X.astype(BIG_ENDIAN)},
         f'scores: expected native byte order, got {BIG_ENDIAN}; convert with .astype("float32")',
@@ -574,8 +645,8 @@ TYPE_ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"normalize": 1}, "normalize: expected True (valid), False (batch_size) or None, got int"),
     (
         {"normalization": True},
-        'normalization: expected "full", "valid", "batch_size", "none" or a positive number, '
-        "got bool",
+        'normalization: expected "full", "valid", "batch_size", "none", "foreground" or a positive '
+        "number, got bool",
     ),
     ({"normalization": [1]}, "normalization: expected "),
     ({"loss_weight": "1"}, "loss_weight: expected a number, got str"),
@@ -643,9 +714,61 @@ VALUE_ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"pos_weight": 1e39}, "pos_weight: expected finite values >= 0 in float32, got 1e+39"),
     (
         {"normalization": "mean"},
-        'normalization: expected "full", "valid", "batch_size", "none" or a positive number, '
-        "got 'mean'",
+        'normalization: expected "full", "valid", "batch_size", "none", "foreground" or a positive '
+        "number, got 'mean'",
     ),
+    ({"uncertain": "hard"}, 'uncertain: expected "soft" or "ignore", got "hard"'),
+    ({"uncertain": "Soft"}, 'uncertain: expected "soft" or "ignore", got "Soft"'),
+    (
+        {"balance": "imag"},
+        'balance: expected "none", "image", "batch" or "batch_mean", got "imag"',
+    ),
+    ({"balance": "\ud800"}, 'balance: expected "none", "image", "batch" or "batch_mean", got '),
+    (
+        {"scores": np.zeros(3), "targets": np.zeros(3), "balance": "image"},
+        'balance: expected scores with an axis of images and another one for "image", got shape '
+        "(3,)",
+    ),
+    (
+        {"balance_per_channel": True},
+        'balance_per_channel: expected False, since balance is "none", got True',
+    ),
+    (
+        {"balance_per_channel": True, "balance": None},
+        'balance_per_channel: expected False, since balance is "none", got True',
+    ),
+    (
+        {
+            "scores": np.zeros(3),
+            "targets": np.zeros(3),
+            "balance": "batch",
+            "balance_per_channel": True,
+        },
+        "balance_per_channel: expected scores with a channel axis (axis 1), got shape (3,)",
+    ),
+    (
+        {"label_smoothing": 1},
+        "label_smoothing: expected a number of 0 or more and below 1, got 1",
+    ),
+    ({"label_smoothing": -0.1}, "label_smoothing: expected a number of 0 or more and below 1, got"),
+    ({"label_smoothing": np.nan}, "label_smoothing: expected a number of 0 or more and below 1"),
+    (
+        {"negative_scale": -1.0},
+        "negative_scale: expected a number >= 0 that is finite in float32, got -1.0",
+    ),
+    ({"negative_scale": 1e39}, "negative_scale: expected a number >= 0 that is finite in float32"),
+    ({"negative_scale": np.inf}, "negative_scale: expected a number >= 0 that is finite"),
+    ({"gamma": -1}, "gamma: expected a number from 0 to 1e6, got -1"),
+    ({"gamma": 1e7}, "gamma: expected a number from 0 to 1e6, got 10000000.0"),
+    ({"gamma": np.nan}, "gamma: expected a number from 0 to 1e6, got nan"),
+    ({"gamma": 10**400}, "gamma: expected a number that fits a float, got 1000"),
+    ({"alpha": 1.5}, "alpha: expected a number from 0 to 1, or None, got 1.5"),
+    ({"alpha": -0.5}, "alpha: expected a number from 0 to 1, or None, got -0.5"),
+    (
+        {"hessian": np.zeros((3, 2), np.float32)},
+        "hessian: expected shape (2, 3), the shape of scores, got (3, 2)",
+    ),
+    ({"hessian": read_only(X)}, "hessian: expected an array that can be written, got a read-only"),
     ({"normalization": "VALID"}, "normalization: expected "),
     ({"normalization": 0}, "normalization: expected "),
     ({"normalization": -2.0}, "normalization: expected "),
@@ -664,15 +787,20 @@ VALUE_ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"scores": [[1.0], [2.0, 3.0]]}, "scores: expected a list that becomes a float64 array; "),
 ]
 
-ACCEPTS = {
-    "forward": {"pos_weight", "weight", "ignore_label", "normalization", "normalize"},
-    "backward": {
-        "pos_weight", "weight", "ignore_label", "normalization", "normalize", "loss_weight", "out"
-    },
-    "elementwise": {"pos_weight", "weight", "ignore_label", "out"},
-    "partial": {"pos_weight", "weight", "ignore_label"},
+_ELEMENTS = {
+    "pos_weight", "weight", "ignore_label", "uncertain", "label_smoothing", "negative_scale",
+    "gamma", "alpha",
 }  # fmt: skip
-ACCEPTS["forward_backward"] = ACCEPTS["backward"]
+_BALANCE = {"balance", "balance_per_channel"}
+_DIVISOR = {"normalization", "normalize"}
+ACCEPTS = {
+    "forward": _ELEMENTS | _BALANCE | _DIVISOR,
+    "backward": _ELEMENTS | _BALANCE | _DIVISOR | {"loss_weight", "out"},
+    "elementwise": _ELEMENTS | _BALANCE | {"out"},
+    "partial": _ELEMENTS,
+}
+ACCEPTS["backward_targets"] = ACCEPTS["backward"]
+ACCEPTS["forward_backward"] = ACCEPTS["backward"] | {"hessian"}
 
 
 def refusals(arguments: dict[str, Any], error: Any) -> list[str]:

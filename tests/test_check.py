@@ -45,7 +45,7 @@ def test_passes(capsys: pytest.CaptureFixture[str]) -> None:
             # Results are rounded, so some of 2^14 errors are near half an ulp.
             assert 0.4 < row["ulp"] <= row["bound"]
             assert math.isfinite(row["score"])
-    assert len(facts["special"]) == len(kinds) * len(check._SPECIAL)
+    assert len(facts["special"]) == len(kinds) * len(check._SPECIAL + check._SPECIAL_OPTIONS)
     for dtype in ("float32", "float64"):
         assert len({row["digest"] for row in facts["bits"] if row["dtype"] == dtype}) == 1
 
@@ -62,7 +62,7 @@ def test_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
             rows = [line for line in lines if re.match(rf"{dtype}  {isa} ", line)]
             assert len(rows) == 2  # errors and bits
             assert all(row.endswith((" ok", "no wider type here")) for row in rows)
-    for case, _, _ in check._SPECIAL:
+    for case, _, _ in check._SPECIAL + check._SPECIAL_OPTIONS:
         count = 2 * len(sce.available_isas())
         (row,) = (line for line in lines if line.startswith(f"{case}  "))
         assert row.endswith(f"ok, {count} of {count}")
@@ -132,7 +132,10 @@ def test_special_table_is_that_of_the_documentation() -> None:
     }
 
 
-@pytest.mark.parametrize("case", check._SPECIAL, ids=[case[0] for case in check._SPECIAL])
+CASES = check._SPECIAL + check._SPECIAL_OPTIONS
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case[0] for case in CASES])
 def test_special_values_are_those_of_the_reference(case: Any) -> None:
     _, given, expected = case
     options = dict(given)

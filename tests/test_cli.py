@@ -487,6 +487,8 @@ def test_bad_files(call: Call, tmp_path: Path, case: str, role: str) -> None:
     raw, message = BAD_FILES[case]
     if role == "pos_weight" and case in ("float16", "int16", "other byte order"):
         pytest.skip("those are read: its numbers become float64")
+    if role == "scores" and case == "float16":
+        pytest.skip("those are read")
     good = save(tmp_path / "good.npy", np.zeros(4, np.float32))
     bad = tmp_path / "bad.npy"
     bad.write_bytes(raw)

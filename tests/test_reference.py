@@ -218,6 +218,84 @@ def test_integer_targets_saturate() -> None:
         np.testing.assert_allclose(losses, expected, rtol=1e-9)  # the log1p term is 0.3 of 2e9
 
 
+# x = log 3, where sigmoid is 3/4: the loss of a 1 is log(4/3), of a 0 log 4.
+GOOD, BAD = math.log(4 / 3), math.log(4)
+
+
+@pytest.mark.parametrize(
+    ("t", "options", "loss", "gradient"),
+    [
+        (1.0, {"gamma": 2.0}, GOOD / 16, (-0.25 - 1.5 * GOOD) / 16),
+        (0.0, {"gamma": 1.0}, 0.75 * BAD, 0.75 * (0.75 + 0.25 * BAD)),
+        (0.5, {"gamma": 1.0}, (GOOD + BAD) / 4, 0.125),
+        (1.0, {"gamma": 2.0, "pos_weight": 3}, 3 * GOOD / 16, 3 * (-0.25 - 1.5 * GOOD) / 16),
+        (1.0, {"alpha": 0.25}, 0.25 * GOOD, -0.0625),
+        (0.0, {"alpha": 0.25, "negative_scale": 2}, 1.5 * BAD, 1.125),
+        (0.5, {"alpha": 0.25}, (GOOD + BAD) / 4, 0.125),
+        (1.0, {"label_smoothing": 0.5}, 0.75 * GOOD + 0.25 * BAD, 0.0),
+        (0.5, {"uncertain": "ignore"}, 0.0, 0.0),
+        (NAN, {"uncertain": "ignore"}, 0.0, 0.0),
+        (1.0, {"uncertain": "ignore"}, GOOD, -0.25),
+        (1.5, {"gamma": 1.0}, NAN, NAN),
+    ],
+)
+def test_options_by_hand(t: float, options: Any, loss: float, gradient: float) -> None:
+    got = one(math.log(3), t, **options)
+    # Sums of terms of size 1, which may cancel.
+    assert got == pytest.approx((loss, gradient), rel=BY_HAND, abs=BY_HAND, nan_ok=True)
+
+
+def test_balance_by_hand() -> None:
+    x = np.full((2, 4), math.log(3))
+    t = np.array([[1, 0, 0, 255], [1, 1, 1, 0.5]])
+    ignored: dict[str, Any] = {"ignore_label": 255}
+    soft = (GOOD + BAD) / 2 / 2
+    of_image = [[2 / 3 * GOOD, BAD / 3, BAD / 3, 0], [0, 0, 0, soft]]
+    got = reference.elementwise(x, t, balance="image", **ignored)
+    np.testing.assert_allclose(got, of_image, rtol=BY_HAND)
+    of_batch = [[GOOD / 3, 2 / 3 * BAD, 2 / 3 * BAD, 0], [*[GOOD / 3] * 3, soft]]
+    got = reference.elementwise(x, t, balance="batch", **ignored)
+    np.testing.assert_allclose(got, of_batch, rtol=BY_HAND)
+    of_mean = [[0.75 * GOOD, 1.5 * BAD, 1.5 * BAD, 0], [*[0.75 * GOOD] * 3, 1.125 * 2 * soft]]
+    got = reference.elementwise(x, t, balance="batch_mean", **ignored)
+    np.testing.assert_allclose(got, of_mean, rtol=BY_HAND)
+    got = reference.elementwise(x, t, balance="batch", balance_per_channel=True, **ignored)
+    of_channel = [[0, BAD / 2, BAD / 2, 0], [0, GOOD / 2, GOOD / 2, 0]]
+    np.testing.assert_allclose(got, of_channel, rtol=BY_HAND)
+    got = reference.forward(x, t, normalization="foreground", **ignored)
+    assert got == pytest.approx((4 * GOOD + 2 * BAD + 2 * soft) / 4, rel=BY_HAND)
+
+
+def test_derivatives_by_hand() -> None:
+    x, t = [math.log(3)], [1.0]
+    _, _, hessian = reference.forward_backward(x, t, hessian=True, pos_weight=2.0)
+    assert hessian[0] == pytest.approx(2 * 3 / 16, rel=BY_HAND)
+    # r^2 E with r' = -3/16, E' = -1/4: 2 r'^2 E + 4 r r' E' + 2 r r'' E + r^2 E''.
+    by_hand = 2 * 9 / 256 * GOOD + 3 / 64 + 0.5 * 3 / 32 * GOOD + 3 / 256
+    _, _, hessian = reference.forward_backward(x, t, hessian=True, gamma=2.0)
+    assert hessian[0] == pytest.approx(by_hand, rel=BY_HAND)
+    by_target = reference.backward_targets(x, t, label_smoothing=0.5, loss_weight=2.0)
+    assert by_target[0] == pytest.approx(-math.log(3), rel=BY_HAND)
+    # r E: r' = 1/4 - 3/4 and E' = GOOD - BAD, by the target.
+    by_target = reference.backward_targets(x, t, gamma=1.0)
+    assert by_target[0] == pytest.approx(-0.5 * GOOD + 0.25 * (GOOD - BAD), rel=BY_HAND)
+
+
+def test_wrong_options() -> None:
+    for options, message in (
+        ({"balance": "imag"}, 'balance: expected "none", "image", "batch" or "batch_mean", got '),
+        ({"uncertain": "hard"}, 'uncertain: expected "soft" or "ignore", got '),
+        ({"gamma": -1}, "gamma: expected a number from 0 to"),
+        ({"alpha": 1.5}, "alpha: expected a number from 0 to 1"),
+        ({"label_smoothing": 1.0}, "label_smoothing: expected"),
+        ({"negative_scale": np.nan}, "negative_scale: expected"),
+        ({"balance_per_channel": True}, "balance_per_channel: expected"),
+        ({"balance": "image"}, "balance: expected scores of 2 axes"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            reference.forward([0.0], [1.0], **options)
+
+
 def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match="targets: expected shape"):
         reference.forward(np.zeros((2, 3)), np.zeros((3, 2)))

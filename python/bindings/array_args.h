@@ -35,6 +35,16 @@ inline std::string type_name(py::handle object) {
 
 inline std::string repr_text(py::handle object) { return py::repr(object); }
 
+// A str in double quotes; its repr where it is none that UTF-8 holds.
+inline std::string quoted(py::handle text) {
+  const char* const bytes = PyUnicode_AsUTF8(text.ptr());
+  if (bytes == nullptr) {
+    PyErr_Clear();
+    return repr_text(text);
+  }
+  return "\"" + std::string(bytes) + "\"";
+}
+
 template <class Int>
 std::string shape_text(const Int* shape, std::int64_t ndim) {
   std::string text = "(";
@@ -95,7 +105,9 @@ inline std::int64_t read_integer(py::handle object, const char* name) {
   return value;
 }
 
-inline void read_normalization(py::handle normalization, py::handle normalize, Options* options) {
+// Parts of an array have no count of foreground.
+inline void read_normalization(py::handle normalization, py::handle normalize, Options* options,
+                               bool foreground = true) {
   if (!normalize.is_none() && !PyBool_Check(normalize.ptr())) {
     throw py::type_error("normalize: expected True (valid), False (batch_size) or None, got " +
                          type_name(normalize));
@@ -111,12 +123,16 @@ inline void read_normalization(py::handle normalization, py::handle normalize, O
   } modes[] = {{"full", Normalization::kFull},
                {"valid", Normalization::kValid},
                {"batch_size", Normalization::kBatchSize},
-               {"none", Normalization::kNone}};
+               {"none", Normalization::kNone},
+               {"foreground", Normalization::kForeground}};
   const char* const expected =
-      "normalization: expected \"full\", \"valid\", \"batch_size\", \"none\" or a positive number, "
-      "got ";
+      foreground ? "normalization: expected \"full\", \"valid\", \"batch_size\", \"none\", "
+                   "\"foreground\" or a positive number, got "
+                 : "normalization: expected \"full\", \"valid\", \"batch_size\", \"none\" or a "
+                   "positive number, got ";
   if (PyUnicode_Check(normalization.ptr())) {
     for (const auto& entry : modes) {
+      if (!foreground && entry.mode == Normalization::kForeground) continue;
       if (PyUnicode_CompareWithASCIIString(normalization.ptr(), entry.name) == 0) {
         options->normalization = entry.mode;
         return;
@@ -132,6 +148,100 @@ inline void read_normalization(py::handle normalization, py::handle normalize, O
     throw py::value_error(expected + repr_text(normalization));
   options->normalization = Normalization::kNumber;
   options->divisor = number;
+}
+
+// ---- The family of losses ----
+
+// One of the words, which stand in the order of the values of an enumeration.
+template <int kWords>
+inline int read_word(py::handle object, const char* name, const char* const (&words)[kWords]) {
+  if (PyUnicode_Check(object.ptr())) {
+    for (int i = 0; i < kWords; ++i) {
+      if (PyUnicode_CompareWithASCIIString(object.ptr(), words[i]) == 0) return i;
+    }
+  }
+  std::string expected = std::string(name) + ": expected ";
+  for (int i = 0; i < kWords; ++i) {
+    if (i > 0) expected += i + 1 < kWords ? ", " : " or ";
+    expected += "\"" + std::string(words[i]) + "\"";
+  }
+  if (PyUnicode_Check(object.ptr())) throw py::value_error(expected + ", got " + quoted(object));
+  throw py::type_error(expected + ", got " + type_name(object));
+}
+
+// A number of an interval; `expected` says which. A bool is more likely a slip.
+inline double read_number_in(py::handle object, const char* name, double least, double most,
+                             const char* expected) {
+  double number = 0;
+  if (PyBool_Check(object.ptr()) || !read_number(object, name, &number)) {
+    throw py::type_error(std::string(name) + ": expected a number, got " + type_name(object));
+  }
+  if (!(number >= least && number <= most)) {  // NaN too
+    throw py::value_error(std::string(name) + ": expected " + expected + ", got " +
+                          repr_text(object));
+  }
+  return number;
+}
+
+// The options of the family, as Python has them. All null: none of them. Those of `balance` are null for a part of
+// an array.
+struct Family {
+  py::handle uncertain, label_smoothing, balance, balance_per_channel, negative_scale, gamma, alpha;
+};
+
+inline bool is_float(py::handle object, double value) {
+  return PyFloat_CheckExact(object.ptr()) && PyFloat_AS_DOUBLE(object.ptr()) == value;
+}
+
+// `shape` is that of the scores.
+template <class Int>
+inline void read_family(const Family& family, const Int* shape, std::int64_t ndim,
+                        Options* options) {
+  if (family.uncertain.ptr() == nullptr) return;
+  static const char* const uncertain[] = {"soft", "ignore"};
+  static const char* const balance[] = {"none", "image", "batch", "batch_mean"};
+  options->uncertain = static_cast<Uncertain>(read_word(family.uncertain, "uncertain", uncertain));
+  if (!is_float(family.label_smoothing, 0)) {
+    options->label_smoothing =
+        read_number_in(family.label_smoothing, "label_smoothing", 0, std::nextafter(1.0, 0.0),
+                       "a number of 0 or more and below 1");
+  }
+  if (!is_float(family.negative_scale, 1)) {
+    options->negative_scale = read_number_in(family.negative_scale, "negative_scale", 0,
+                                             std::numeric_limits<float>::max(),
+                                             "a number >= 0 that is finite in float32");
+  }
+  if (!is_float(family.gamma, 0)) {
+    options->gamma = read_number_in(family.gamma, "gamma", 0, 1e6, "a number from 0 to 1e6");
+  }
+  if (!family.alpha.is_none()) {
+    options->has_alpha = true;
+    options->alpha = read_number_in(family.alpha, "alpha", 0, 1, "a number from 0 to 1, or None");
+  }
+  if (family.balance.ptr() == nullptr) return;
+  if (!family.balance.is_none()) {
+    options->balance = static_cast<Balance>(read_word(family.balance, "balance", balance));
+  }
+  if (!PyBool_Check(family.balance_per_channel.ptr())) {
+    throw py::type_error("balance_per_channel: expected True or False, got " +
+                         type_name(family.balance_per_channel));
+  }
+  options->balance_per_channel = family.balance_per_channel.ptr() == Py_True;
+  if (options->balance == Balance::kImage && ndim < 2) {
+    throw py::value_error(
+        "balance: expected scores with an axis of images and another one for \"image\", got "
+        "shape " +
+        shape_text(shape, ndim));
+  }
+  if (options->balance_per_channel && options->balance == Balance::kNone) {
+    throw py::value_error(
+        "balance_per_channel: expected False, since balance is \"none\", got True");
+  }
+  if (options->balance_per_channel && ndim < 2) {
+    throw py::value_error(
+        "balance_per_channel: expected scores with a channel axis (axis 1), got shape " +
+        shape_text(shape, ndim));
+  }
 }
 
 // ---- Arrays ----
@@ -150,12 +260,24 @@ inline py::array read_array(py::handle object, const char* name) {
   return py::reinterpret_borrow<py::array>(object);
 }
 
+// bfloat16 of the package ml_dtypes; or one field of that name, which stands for it where that package is not
+// installed (see arrays.py).
+inline bool is_bfloat16(const py::dtype& dtype) {
+  if (dtype.kind() != 'V' || dtype.itemsize() != 2) return false;
+  const py::object names = dtype.attr("names");
+  if (names.is_none()) return std::string(py::str(dtype)) == "bfloat16";
+  return py::len(names) == 1 && std::string(py::str(names[py::int_(0)])) == "bfloat16";
+}
+
 // False where the library has no such type. By kind and size, since several of NumPy's type numbers
 // may mean one type (long and long long).
 inline bool find_dtype(const py::dtype& dtype, DType* result) {
   const py::ssize_t size = dtype.itemsize();
   switch (dtype.kind()) {
+    case 'V':
+      return *result = DType::kBfloat16, is_bfloat16(dtype);
     case 'f':
+      if (size == 2) return *result = DType::kFloat16, true;
       if (size == 4) return *result = DType::kFloat32, true;
       if (size == 8) return *result = DType::kFloat64, true;
       return false;
@@ -174,36 +296,39 @@ inline bool find_dtype(const py::dtype& dtype, DType* result) {
 }
 
 constexpr unsigned bit(DType dtype) { return 1u << static_cast<unsigned>(dtype); }
-constexpr unsigned kFloats = bit(DType::kFloat32) | bit(DType::kFloat64);
+constexpr unsigned kHalves = bit(DType::kFloat16) | bit(DType::kBfloat16);
+constexpr unsigned kFloats = bit(DType::kFloat32) | bit(DType::kFloat64) | kHalves;
 constexpr unsigned kMasks = bit(DType::kBool) | bit(DType::kUint8) | bit(DType::kInt8);
 constexpr unsigned kIntegers = kMasks | bit(DType::kInt32) | bit(DType::kInt64);
 
 inline const char* dtype_name(DType dtype) {
-  static const char* const names[] = {"float32", "float64", "bool", "uint8",
-                                      "int8",    "int32",   "int64"};
+  static const char* const names[] = {"float32", "float64", "bool",    "uint8",   "int8",
+                                      "int32",   "int64",   "float16", "bfloat16"};
   return names[static_cast<int>(dtype)];
 }
 
-// One of the types in the set `allowed`. A single float type in it is that of the scores.
-inline DType read_dtype(const py::array& array, const char* name, unsigned allowed) {
+// One of the types in the set `allowed`, which may have that of the scores in it.
+inline DType read_dtype(const py::array& array, const char* name, unsigned allowed,
+                        const DType* of_scores = nullptr) {
+  static const DType order_of_names[] = {DType::kFloat16, DType::kBfloat16, DType::kFloat32,
+                                         DType::kFloat64, DType::kBool,     DType::kUint8,
+                                         DType::kInt8,    DType::kInt32,    DType::kInt64};
   const py::dtype dtype = array.dtype();
   DType result;
-  if (!find_dtype(dtype, &result) || !(allowed & bit(result))) {
+  const bool found = find_dtype(dtype, &result);
+  if (!found || !(allowed & bit(result))) {
     std::string expected;
-    for (int i = 0; allowed >> i; ++i) {
-      const DType type = static_cast<DType>(i);
+    unsigned rest = allowed;
+    for (const DType type : order_of_names) {
       if (!(allowed & bit(type))) continue;
-      if (i > 0 && allowed >> (i + 1) == 0 && !expected.empty()) {
-        expected += " or ";
-      } else if (!expected.empty()) {
-        expected += ", ";
-      }
+      rest &= ~bit(type);
+      if (!expected.empty()) expected += rest == 0 ? " or " : ", ";
       expected += dtype_name(type);
-      if (bit(type) & kFloats && (allowed & kFloats) != kFloats)
-        expected += " (the dtype of scores)";
+      if (of_scores != nullptr && type == *of_scores) expected += " (the dtype of scores)";
     }
-    throw py::type_error(std::string(name) + ": expected " + expected + ", got " +
-                         std::string(py::str(dtype)));
+    throw py::type_error(
+        std::string(name) + ": expected " + expected + ", got " +
+        (found && result == DType::kBfloat16 ? "bfloat16" : std::string(py::str(dtype))));
   }
   const char order = dtype.byteorder();  // '=' is native, '|' a type of one byte
   if (order != '=' && order != '|' && !dtype.attr("isnative").cast<bool>()) {
@@ -292,10 +417,8 @@ inline bool elements_are_distinct(const py::array& array) {
 
 // An uninitialised array in C order, aligned to a cache line: streaming stores want that, and JAX
 // takes an array over without a copy only then.
-inline py::array new_array(DType dtype, const py::ssize_t* shape, py::ssize_t ndim) {
+inline py::array new_array(const py::dtype& type, const py::ssize_t* shape, py::ssize_t ndim) {
   constexpr std::uintptr_t kAlignment = 64;
-  const py::dtype type =
-      dtype == DType::kFloat32 ? py::dtype::of<float>() : py::dtype::of<double>();
   py::ssize_t bytes = type.itemsize();
   for (py::ssize_t i = 0; i < ndim; ++i) bytes *= shape[i];
   py::array block(py::dtype::of<std::uint8_t>(),
@@ -376,16 +499,16 @@ class CallArgs {
                               repr_text(object));
       }
       weight_number_.f64 = number;
-      if (dtype_ == DType::kFloat32) {
+      if (dtype_ != DType::kFloat64) {
         const math::FloatEnvironment environment;  // not by the caller's rounding mode
         const volatile double rounded_here = number;
         weight_number_.f32 = static_cast<float>(rounded_here);
       }
-      options.weight = ConstArray(&weight_number_, dtype_, weight_strides_);
+      options.weight = ConstArray(&weight_number_, computed(), weight_strides_);
       return;
     }
     weight_ = read_array(object, "weight");
-    const DType dtype = read_dtype(weight_, "weight", bit(dtype_) | kMasks);
+    const DType dtype = read_dtype(weight_, "weight", bit(dtype_) | kMasks, &dtype_);
     // Broadcast against the scores, or against the whole that a flat chunk was cut from.
     const std::int64_t* shape = flat_chunk_ ? shape_ : scores_.shape();
     const int ndim = flat_chunk_ ? inputs.ndim : static_cast<int>(scores_.ndim());
@@ -422,10 +545,12 @@ class CallArgs {
   }
 
   // What every function has: the options of the single elements.
-  void set_elements(py::handle pos_weight, py::handle weight, py::handle ignore_label) {
+  void set_elements(py::handle pos_weight, py::handle weight, py::handle ignore_label,
+                    const Family& family) {
     set_pos_weight(pos_weight);
     set_weight(weight);
     set_ignore_label(ignore_label);
+    read_family(family, shape_, inputs.ndim, &options);
   }
 
   void set_normalization(py::handle normalization, py::handle normalize) {
@@ -456,41 +581,68 @@ class CallArgs {
   // The array to write: `out` where the caller gave one, else a new one. Called last, after
   // set_weight.
   py::array output(py::handle out, MutableArray* result) {
-    if (out.is_none()) {
-      py::array fresh = new_array(dtype_, scores_.shape(), scores_.ndim());
-      *result = MutableArray(fresh.mutable_data());
-      return fresh;
+    if (out.is_none()) return new_output(result);
+    return given_output(out, "out", out_strides_, result);
+  }
+
+  // Likewise for the Hessian, of which True makes a new array: no object for False. `gradient` is what output() gave.
+  py::object hessian(py::handle object, const py::array& gradient, MutableArray* result) {
+    if (object.ptr() == Py_False) return py::object();
+    if (object.ptr() == Py_True) return new_output(result);
+    if (!py::isinstance<py::array>(object)) {
+      throw py::type_error("hessian: expected True, False or a NumPy array, got " +
+                           type_name(object));
     }
-    py::array array = read_array(out, "out");
-    read_dtype(array, "out", bit(dtype_));
+    py::array array = given_output(object, "hessian", hessian_strides_, result);
+    if (shares_memory(array, gradient)) {
+      throw py::value_error("hessian: shares memory with the gradient");
+    }
+    return std::move(array);
+  }
+
+ private:
+  py::array new_output(MutableArray* result) {
+    py::array fresh = new_array(scores_.dtype(), scores_.shape(), scores_.ndim());
+    *result = MutableArray(fresh.mutable_data());
+    return fresh;
+  }
+
+  py::array given_output(py::handle out, const char* name, std::int64_t* strides,
+                         MutableArray* result) {
+    const std::string prefix = std::string(name) + ": ";
+    py::array array = read_array(out, name);
+    const unsigned wider = bit(dtype_) & kHalves ? bit(DType::kFloat32) : 0;
+    const DType dtype = read_dtype(array, name, bit(dtype_) | wider, &dtype_);
     if (!same_shape(array, scores_)) {
-      throw py::value_error("out: expected shape " + shape_text(scores_.shape(), scores_.ndim()) +
-                            ", the shape of scores, got " +
-                            shape_text(array.shape(), array.ndim()));
+      throw py::value_error(
+          prefix + "expected shape " + shape_text(scores_.shape(), scores_.ndim()) +
+          ", the shape of scores, got " + shape_text(array.shape(), array.ndim()));
     }
     if (!array.writeable()) {
-      throw py::value_error("out: expected an array that can be written, got a read-only one");
+      throw py::value_error(prefix + "expected an array that can be written, got a read-only one");
     }
     if (!elements_are_distinct(array)) {
-      throw py::value_error("out: expected one address per element, got strides " +
+      throw py::value_error(prefix + "expected one address per element, got strides " +
                             shape_text(array.strides(), array.ndim()) + " that may overlap");
     }
     if (!same_elements(array, scores_) && shares_memory(array, scores_)) {
       throw py::value_error(
-          "out: shares memory with scores; pass the scores array itself, or a separate one");
+          prefix + "shares memory with scores; pass the scores array itself, or a separate one");
     }
-    if (shares_memory(array, targets_)) throw py::value_error("out: shares memory with targets");
+    if (shares_memory(array, targets_)) {
+      throw py::value_error(prefix + "shares memory with targets");
+    }
     if (weight_ && shares_memory(array, weight_)) {
-      throw py::value_error("out: shares memory with weight");
+      throw py::value_error(prefix + "shares memory with weight");
     }
-    for (py::ssize_t i = 0; i < array.ndim(); ++i) out_strides_[i] = array.strides()[i];
-    const ConstArray place = flat_chunk_ ? flat_address(array, "out", dtype_, out_strides_)
-                                         : address(array, dtype_, out_strides_);
+    for (py::ssize_t i = 0; i < array.ndim(); ++i) strides[i] = array.strides()[i];
+    const ConstArray place =
+        flat_chunk_ ? flat_address(array, name, dtype, strides) : address(array, dtype, strides);
     *result = MutableArray(const_cast<void*>(place.data), place.strides);
+    result->as_float32 = dtype != dtype_;
     return array;
   }
 
- private:
   void set_scores(py::handle object) {
     scores_ = read_array(object, "scores");
     dtype_ = read_dtype(scores_, "scores", kFloats);
@@ -564,7 +716,8 @@ class CallArgs {
 
   void set_targets(py::handle object) {
     targets_ = read_array(object, "targets");
-    const DType dtype = read_dtype(targets_, "targets", bit(dtype_) | kIntegers);
+    const unsigned wider = bit(dtype_) & kHalves ? bit(DType::kFloat32) : 0;
+    const DType dtype = read_dtype(targets_, "targets", bit(dtype_) | wider | kIntegers, &dtype_);
     // The axes of scores and targets side by side, those of length 1 skipped.
     const py::ssize_t* shape = targets_.shape();
     py::ssize_t j = 0;
@@ -673,12 +826,14 @@ class CallArgs {
   }
 
   bool is_weight(double value) const {
-    const double largest = dtype_ == DType::kFloat32 ? std::numeric_limits<float>::max()
-                                                     : std::numeric_limits<double>::max();
+    const double largest = dtype_ == DType::kFloat64 ? std::numeric_limits<double>::max()
+                                                     : std::numeric_limits<float>::max();
     return value >= 0 && value <= largest;  // false for NaN
   }
 
-  std::string of_dtype() const { return dtype_ == DType::kFloat32 ? " in float32" : ""; }
+  std::string of_dtype() const { return dtype_ == DType::kFloat64 ? "" : " in float32"; }
+
+  DType computed() const { return dtype_ == DType::kFloat64 ? dtype_ : DType::kFloat32; }
 
   py::array scores_{py::reinterpret_steal<py::array>(py::handle())};
   py::array targets_{py::reinterpret_steal<py::array>(py::handle())};
@@ -696,6 +851,7 @@ class CallArgs {
   std::int64_t targets_strides_[kMaxDims];
   std::int64_t weight_strides_[kMaxDims];
   std::int64_t out_strides_[kMaxDims];
+  std::int64_t hessian_strides_[kMaxDims];
 };
 
 }  // namespace bindings

@@ -172,7 +172,7 @@ struct Division {
   Division(const Partial& partial, py::handle normalization, py::handle batch_size)
       : rows_(partial.n_total) {
     const py::none off;
-    read_normalization(normalization, off, &options);
+    read_normalization(normalization, off, &options, /*foreground=*/false);
     if (options.normalization == Normalization::kBatchSize) {
       if (batch_size.is_none()) {
         throw py::value_error(

@@ -6,7 +6,7 @@ Arrays on the CPU or on a CUDA GPU, of any library; the device of the scores pic
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sigmoid_ce import cpu, reference
+from sigmoid_ce import cpu, presets, reference
 from sigmoid_ce._cpu import (
     Partial,
     available_isas,
@@ -21,6 +21,7 @@ from sigmoid_ce._cpu import version as __version__
 from sigmoid_ce.api import (
     SigmoidCrossEntropyLoss,
     backward,
+    backward_targets,
     elementwise,
     forward,
     forward_backward,
@@ -38,6 +39,7 @@ __all__ = [
     "__version__",
     "available_isas",
     "backward",
+    "backward_targets",
     "combine",
     "compiled_isas",
     "cpu",
@@ -50,6 +52,7 @@ __all__ = [
     "info",
     "partial",
     "partial_backward",
+    "presets",
     "reference",
     "set_isa",
     "set_num_threads",

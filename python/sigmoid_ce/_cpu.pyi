@@ -41,6 +41,13 @@ def forward(
     ignore_label: int | None = None,
     normalization: str | float | None = None,
     normalize: bool | None = None,
+    uncertain: str = "soft",
+    label_smoothing: float = 0.0,
+    balance: str | None = "none",
+    balance_per_channel: bool = False,
+    negative_scale: float = 1.0,
+    gamma: float = 0.0,
+    alpha: float | None = None,
 ) -> float: ...
 def elementwise(
     scores: _Array,
@@ -49,6 +56,13 @@ def elementwise(
     weight: _Array | _Number | None = None,
     ignore_label: int | None = None,
     out: _Array | None = None,
+    uncertain: str = "soft",
+    label_smoothing: float = 0.0,
+    balance: str | None = "none",
+    balance_per_channel: bool = False,
+    negative_scale: float = 1.0,
+    gamma: float = 0.0,
+    alpha: float | None = None,
 ) -> _Array: ...
 def backward(
     scores: _Array,
@@ -60,6 +74,31 @@ def backward(
     normalize: bool | None = None,
     loss_weight: float = 1.0,
     out: _Array | None = None,
+    uncertain: str = "soft",
+    label_smoothing: float = 0.0,
+    balance: str | None = "none",
+    balance_per_channel: bool = False,
+    negative_scale: float = 1.0,
+    gamma: float = 0.0,
+    alpha: float | None = None,
+) -> _Array: ...
+def backward_targets(
+    scores: _Array,
+    targets: _Array,
+    pos_weight: _Array | _Number | None = None,
+    weight: _Array | _Number | None = None,
+    ignore_label: int | None = None,
+    normalization: str | float | None = None,
+    normalize: bool | None = None,
+    loss_weight: float = 1.0,
+    out: _Array | None = None,
+    uncertain: str = "soft",
+    label_smoothing: float = 0.0,
+    balance: str | None = "none",
+    balance_per_channel: bool = False,
+    negative_scale: float = 1.0,
+    gamma: float = 0.0,
+    alpha: float | None = None,
 ) -> _Array: ...
 def forward_backward(
     scores: _Array,
@@ -71,7 +110,15 @@ def forward_backward(
     normalize: bool | None = None,
     loss_weight: float = 1.0,
     out: _Array | None = None,
-) -> tuple[float, _Array]: ...
+    hessian: _Array | bool = False,
+    uncertain: str = "soft",
+    label_smoothing: float = 0.0,
+    balance: str | None = "none",
+    balance_per_channel: bool = False,
+    negative_scale: float = 1.0,
+    gamma: float = 0.0,
+    alpha: float | None = None,
+) -> tuple[Any, ...]: ...  # loss, gradient and perhaps the Hessian
 def partial(
     scores: _Array,
     targets: _Array,
@@ -80,6 +127,11 @@ def partial(
     ignore_label: int | None = None,
     first_index: int = 0,
     shape: Sequence[int] | None = None,
+    uncertain: str = "soft",
+    label_smoothing: float = 0.0,
+    negative_scale: float = 1.0,
+    gamma: float = 0.0,
+    alpha: float | None = None,
 ) -> Partial: ...
 def partial_backward(
     scores: _Array,
@@ -92,6 +144,11 @@ def partial_backward(
     first_index: int = 0,
     shape: Sequence[int] | None = None,
     out: _Array | None = None,
+    uncertain: str = "soft",
+    label_smoothing: float = 0.0,
+    negative_scale: float = 1.0,
+    gamma: float = 0.0,
+    alpha: float | None = None,
 ) -> tuple[Partial, _Array]: ...
 def set_num_threads(n: int | None) -> None: ...
 def get_num_threads() -> int: ...

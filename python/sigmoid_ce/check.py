@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,6 +100,14 @@ _SPECIAL: list[tuple[str, dict[str, Any], tuple[float, float]]] = [
     ("score +-0, target 0", {"x": 0.0, "t": 0}, (float(np.log(2)), 0.5)),
     ("score +-0, target 1", {"x": -0.0, "t": 1}, (float(np.log(2)), -0.5)),
 ]
+# The same with an option of the family.
+_SPECIAL_OPTIONS: list[tuple[str, dict[str, Any], tuple[float, float]]] = [
+    ("uncertain target, ignored", {"x": _NAN, "t": 0.5, "uncertain": "ignore"}, (0, 0)),
+    ("focal, score +inf, target 1", {"x": _INF, "t": 1, "gamma": 2.0}, (0, 0)),
+    ("focal, score +inf, target 0", {"x": _INF, "t": 0, "gamma": 2.0}, (_INF, 1)),
+    ("focal, target 2", {"x": 1, "t": 2, "gamma": 2.0}, (_NAN, _NAN)),
+    ("one class, balanced", {"x": 1, "t": 0, "balance": "batch"}, (0, 0)),
+]
 
 
 def run(size: int = 1 << 18, progress: Callable[[str], object] = lambda text: None) -> Report:
@@ -125,7 +133,11 @@ def run(size: int = 1 << 18, progress: Callable[[str], object] = lambda text: No
                     losses = _cpu.elementwise(x, t)
                     gradient = _cpu.backward(x, t, normalization="none")
                     total = _cpu.partial(x, t)
-                    for words in (losses, gradient, total.to_words()):
+                    options = {"gamma": 2.0, "alpha": 0.25, "label_smoothing": 0.1}
+                    focal = _cpu.forward_backward(
+                        x, t, normalization="none", hessian=True, **cast(Any, options)
+                    )
+                    for words in (losses, gradient, total.to_words(), *map(np.asarray, focal)):
                         digest.update(words.tobytes())
                     for result, values in (("loss", losses), ("gradient", gradient)):
                         error = None if exact is None else exact.error(result, target, values)
@@ -195,7 +207,7 @@ class _Exact:
 
 def _special(isa: str, dtype: str) -> list[Special]:
     rows = []
-    for case, given, (loss, gradient) in _SPECIAL:
+    for case, given, (loss, gradient) in [*_SPECIAL, *_SPECIAL_OPTIONS]:
         options = dict(given)
         # In the middle of a block, so that vector code computes it.
         x = np.zeros(100, dtype)
@@ -210,7 +222,8 @@ def _special(isa: str, dtype: str) -> list[Special]:
             float(_cpu.backward(x, t, normalization="none", **options)[50]),
         )
         rounded = float(np.asarray(loss, dtype)), float(np.asarray(gradient, dtype))
-        masked = "ignore_label" in given or given.get("weight") == 0
+        masked = not {"ignore_label", "uncertain", "balance"}.isdisjoint(given)
+        masked = masked or given.get("weight") == 0
         rows.append(Special(isa, dtype, case, rounded, got, masked))
     return rows
 

@@ -122,6 +122,36 @@ class _Number(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gener
     "--ignore-label", type=int, metavar="INT", help="Leave out elements whose target is INT."
 )
 @click.option(
+    "--uncertain",
+    type=click.Choice(["soft", "ignore"]),
+    default="soft",
+    show_default=True,
+    help="Targets other than 0 and 1: between the classes, or left out.",
+)
+@click.option(
+    "--label-smoothing",
+    type=float,
+    metavar="S",
+    default=0.0,
+    help="Targets t become t (1 - S) + S / 2.",
+)
+@click.option(
+    "--negative-scale",
+    type=float,
+    metavar="NUMBER",
+    default=1.0,
+    help="Factor on the weight of targets of 0.",
+)
+@click.option(
+    "--gamma", type=float, metavar="NUMBER", default=0.0, help="Power of the focal factor."
+)
+@click.option(
+    "--alpha",
+    type=float,
+    metavar="NUMBER",
+    help="Weight of targets of 1, with 1 - NUMBER for those of 0, as in the focal loss.",
+)
+@click.option(
     "--normalization",
     type=_Number(_MODES),
     metavar="MODE|NUMBER",
@@ -167,6 +197,11 @@ def loss(
     pos_weight: Any,
     weight: Any,
     ignore_label: int | None,
+    uncertain: str,
+    label_smoothing: float,
+    negative_scale: float,
+    gamma: float,
+    alpha: float | None,
     normalization: str | float,
     loss_weight: float,
     grad_out: Path | None,
@@ -177,9 +212,10 @@ def loss(
 ) -> None:
     """Print the loss of SCORES and TARGETS, two .npy files of any size.
 
-    SCORES are float32 or float64 logits. TARGETS have the same shape, and the same type or bool,
-    uint8, int8, int32 or int64. The files are read in blocks, so they may be larger than memory;
-    the result has the bits of sigmoid_ce.forward. A loss that is not finite is a string in JSON.
+    SCORES are float16, float32 or float64 logits. TARGETS have the same shape, and the same type or
+    bool, uint8, int8, int32 or int64 (float32 beside float16). The files are read in blocks, so
+    they may be larger than memory; the result has the bits of sigmoid_ce.forward. A loss that is
+    not finite is a string in JSON.
 
     Ended with Ctrl-C or SIGTERM, it removes the unfinished gradient; after SIGKILL that stays,
     named .FILE.PROCESS.unfinished.
@@ -202,6 +238,11 @@ def loss(
             pos_weight=pos_weight,
             weight=weight,
             ignore_label=ignore_label,
+            uncertain=uncertain,
+            label_smoothing=label_smoothing,
+            negative_scale=negative_scale,
+            gamma=gamma,
+            alpha=alpha,
             normalization=normalization,
             loss_weight=loss_weight,
             check=check_values,
@@ -219,13 +260,14 @@ def loss(
             "dtype": str(result.dtype),
             "gradient": None if grad_out is None else str(grad_out),
         }
+        ignores = ignore_label is not None or uncertain == "ignore"
         mode = f" ({normalization})" if isinstance(normalization, str) else ""
         lines = [
             f"loss      {result.loss!r}",
             f"sum       {result.part.sum!r}",
             f"divisor   {repr(result.divisor).removesuffix('.0')}{mode}",
             f"elements  {result.part.n_total}"
-            + (f", {result.part.n_valid} not ignored" if ignore_label is not None else ""),
+            + (f", {result.part.n_valid} not ignored" if ignores else ""),
         ]
         if grad_out is not None:
             lines.append(f"gradient  {grad_out}")

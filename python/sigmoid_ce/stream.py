@@ -115,6 +115,11 @@ def run(
     pos_weight: float | Array | Path | None = None,
     weight: float | Path | None = None,
     ignore_label: int | None = None,
+    uncertain: str = "soft",
+    label_smoothing: float = 0.0,
+    negative_scale: float = 1.0,
+    gamma: float = 0.0,
+    alpha: float | None = None,
     normalization: str | float | None = None,
     loss_weight: float = 1.0,
     check: bool = False,
@@ -129,13 +134,15 @@ def run(
         They are not to shrink while they are read: the system ends a process that reads a mapping
         beyond the end of its file.
     pos_weight, weight : see `forward`; or the path of a .npy file
-    ignore_label, normalization, loss_weight, check : see `forward` and `backward`
+    ignore_label, uncertain, label_smoothing, negative_scale, gamma, alpha, loss_weight, check
+        See `forward` and `backward`.
+    normalization : as for `forward`, but for "foreground"
     grad_out : path of the .npy file to write
         It appears when it is complete and on disk, and replaces one of that name; until then it has
         another name in the same folder.
     progress : called after each block with its number of elements and the number to add up to
-        With ignore_label, normalization "valid" and grad_out the targets are read twice, and that
-        number is twice the size.
+        With ignored targets, normalization "valid" and grad_out the targets are read twice, and
+        that number is twice the size.
 
     Raises
     ------
@@ -170,9 +177,21 @@ def run(
         for block in _cut(factor.size):
             arrays.check_weight(files[-1].flat[block], block.start, factor.shape)
             files[-1].forget()
-    options = {"pos_weight": pos_weight, "weight": factor, "ignore_label": ignore_label}
-    count_first = grad_out is not None and normalization == "valid" and ignore_label is not None
+    options = {
+        "pos_weight": pos_weight,
+        "weight": factor,
+        "ignore_label": ignore_label,
+        "uncertain": uncertain,
+        "label_smoothing": label_smoothing,
+        "negative_scale": negative_scale,
+        "gamma": gamma,
+        "alpha": alpha,
+    }
+    ignores = ignore_label is not None or uncertain == "ignore"
+    count_first = grad_out is not None and normalization == "valid" and ignores
     passes = 2 if count_first else 1
+    # Where uncertain targets are ignored, none of the others is outside of [0, 1].
+    check = check and uncertain != "ignore"
     batch_size = None
     if normalization is None or normalization == "batch_size":
         batch_size = shape[0] if shape else 1
