@@ -172,6 +172,14 @@ OPTIONS: list[dict[str, Any]] = [
     {"normalize": True, "ignore_label": 0},
     {"normalize": False},
     {"normalize": False, "normalization": "NONE"},
+    {"weight": [0.5, 2, 0]},
+    {"weight": [4.0], "pos_weight": [1, 2, 3]},
+    {"uncertain": "ignore", "normalization": "valid"},
+    {"balance": "image", "negative_scale": 1.1, "uncertain": "ignore"},
+    {"balance": "batch", "balance_per_channel": True, "normalization": "batch_size"},
+    {"balance": "batch_mean", "ignore_label": -1, "normalization": "valid"},
+    {"gamma": 2, "alpha": 0.25, "normalization": "FOREGROUND", "ignore_label": -1},
+    {"label_smoothing": 0.1, "pos_weight": 3},
 ]
 
 
@@ -189,6 +197,8 @@ def test_options_are_those_of_the_kernels(name: str, options: dict[str, Any]) ->
         known.setdefault("normalization", "none")
     if isinstance(known.get("normalization"), str):
         known["normalization"] = known["normalization"].lower()
+    if isinstance(known.get("weight"), list):
+        known["weight"] = np.array(known["weight"], np.float32).reshape(1, -1, 1)
     loss, gradient = sce.forward_backward(x, t, loss_weight=3, **known)
     for text in (json.dumps(given), repr(given), f" \n{given!r}\n"):
         run = Run(PLAIN if name == "plain" else WEIGHTED, x, t, param_str=text)
@@ -234,6 +244,25 @@ def test_other_batch_size() -> None:
         run.bottom = [Blob(np.zeros(x_shape)), Blob(np.zeros(t_shape))]
         with pytest.raises(ValueError, match=f"^SigmoidCrossEntropyWeightLossLayer: {text}$"):
             run.layer.reshape(run.bottom, run.top)
+
+
+def test_options_that_need_axes() -> None:
+    x, t = data((30,))
+    for text, message in (
+        ('{"balance": "image"}', r'balance: "image" expects .*, got shape \(30,\)'),
+        (
+            '{"balance": "batch", "balance_per_channel": true}',
+            r"balance_per_channel: expected .*, got shape \(30,\)",
+        ),
+        ('{"weight": [1, 2]}', r"weight: expected one value, .*\(30,\), got 2"),
+    ):
+        with pytest.raises(ValueError, match=f"^CustomSigm.*Layer: param_str: {message}$"):
+            Run(PLAIN, x, t, param_str=text)
+    # One of a list serves all.
+    run = Run(PLAIN, x, t, param_str='{"weight": [2], "balance": "batch"}')
+    assert run.forward() == np.float32(
+        sce.forward(x, t, weight=2, balance="batch", normalization="none")
+    )
 
 
 def test_no_arrays_of_its_own() -> None:
@@ -305,8 +334,15 @@ REFUSED = [
     ('{"pos_weight": [1, "2"]}', TypeError, "param_str: pos_weight: expected a number"),
     ('{"pos_weight": {"a": 1}}', TypeError, "param_str: pos_weight: expected a number"),
     ('{"pos_weight": null}', TypeError, "param_str: pos_weight: expected a number.* got None"),
-    ('{"weight": [1, 2]}', TypeError, "param_str: weight: expected a number, got"),
-    ("{'weight': 1j}", TypeError, "param_str: weight: expected a number, got 1j"),
+    ('{"weight": ["1", 2]}', TypeError, "param_str: weight: expected a number, or a list of"),
+    ("{'weight': 1j}", TypeError, "param_str: weight: expected a number, or a list .*got 1j"),
+    ('{"gamma": [2]}', TypeError, r"param_str: gamma: expected a number, got \[2\]"),
+    ('{"alpha": null}', TypeError, "param_str: alpha: expected a number, got None"),
+    ('{"label_smoothing": true}', TypeError, "param_str: label_smoothing: expected a number"),
+    ('{"negative_scale": "1.1"}', TypeError, "param_str: negative_scale: expected a number"),
+    ('{"uncertain": true}', TypeError, 'param_str: uncertain: expected "soft" or "ignore", got T'),
+    ('{"balance": 1}', TypeError, 'param_str: balance: expected "none", "image", "batch" or "batc'),
+    ('{"balance_per_channel": 1}', TypeError, "param_str: balance_per_channel: expected true or"),
     ('{"ignore_label": 255.0}', TypeError, "param_str: ignore_label: expected an int, got 255.0"),
     ('{"ignore_label": true}', TypeError, "param_str: ignore_label: expected an int"),
     ("{'normalization': None}", TypeError, "param_str: normalization: expected"),
@@ -320,6 +356,21 @@ REFUSED = [
     ('{"pos_weight": [1' + "0" * 400 + "]}", ValueError, "param_str: pos_weight: "),
     ('{"weight": Infinity}', ValueError, "param_str: weight: "),
     ('{"weight": -0.5}', ValueError, "param_str: weight: "),
+    ('{"weight": [1, -0.5]}', ValueError, "param_str: weight: .*-0.5"),
+    ('{"weight": [1, NaN]}', ValueError, "param_str: weight: "),
+    ('{"weight": [1' + "0" * 400 + "]}", ValueError, "param_str: weight: "),
+    ('{"weight": [1, 2, 3]}', ValueError, r"param_str: weight: .*axis 1. of .*\(2, 2\), got 3"),
+    ('{"gamma": -1}', ValueError, "param_str: gamma: .*-1"),
+    ('{"alpha": 1.5}', ValueError, "param_str: alpha: .*1.5"),
+    ('{"label_smoothing": 1}', ValueError, "param_str: label_smoothing: .*1"),
+    ('{"negative_scale": -1}', ValueError, "param_str: negative_scale: .*-1"),
+    (
+        '{"balance": "imag"}',
+        ValueError,
+        'param_str: balance: expected "none", "image", "batch" or "batch_mean", got .imag',
+    ),
+    ('{"uncertain": "no"}', ValueError, 'param_str: uncertain: expected "soft" or "ignore", got .'),
+    ('{"balance_per_channel": true}', ValueError, "param_str: balance_per_channel: "),
     ('{"ignore_label": 1' + "0" * 40 + "}", ValueError, "param_str: ignore_label: "),
     ('{"normalization": "mean"}', ValueError, "param_str: normalization: .*'mean'"),
     ('{"normalization": 0}', ValueError, "param_str: normalization: "),
@@ -619,6 +670,21 @@ def test_options_in_caffe(stock: realcaffe.CaffeBuild, tmp_path: Path) -> None:
             layer_text(PLAIN, '{"weight": 0.5, "normalization": 10}'),
             {"weight": 0.5, "normalization": 10},
         ),
+        "family": (
+            layer_text(
+                WEIGHTED,
+                '{"cls_weight": 3, "balance": "image", "uncertain": "ignore", "gamma": 2, '
+                '"alpha": 0.25, "normalization": "foreground"}',
+            ),
+            {
+                "pos_weight": 3,
+                "balance": "image",
+                "uncertain": "ignore",
+                "gamma": 2,
+                "alpha": 0.25,
+                "normalization": "foreground",
+            },
+        ),
         "third": (layer_text(PLAIN, bottoms=third), {"weight": inputs()["weights"]}),
         "force": (layer_text(PLAIN, '{"force_backward": true}'), {}),
         "down": (
@@ -657,7 +723,7 @@ def test_refused_in_caffe(stock: realcaffe.CaffeBuild, tmp_path: Path) -> None:
             layer_text(WEIGHTED, f"__import__('os').system('touch {touched}')"),
             "not evaluated as code",
         ),
-        "unknown": (layer_text(PLAIN, '{"alpha": 1}'), "unknown option 'alpha'"),
+        "unknown": (layer_text(PLAIN, '{"beta": 1}'), "unknown option 'beta'"),
         "type": (layer_text(WEIGHTED, '{"cls_weight": "1"}'), "cls_weight: expected a number"),
         "missing": (layer_text(WEIGHTED), "cls_weight is missing"),
         "channels": (layer_text(WEIGHTED, "{'cls_weight': [1, 2]}"), "one per channel"),

@@ -254,10 +254,9 @@ def test_protoc_reads_the_new_message_and_all_the_others(
     after = _descriptor(path, tmp_path / "after")
     assert (b"\n" in path.read_bytes().replace(b"\r\n", b"")) != crlf
     message = after.pop(proto.MESSAGE)
+    repeated = {"pos_weight", "weight"}
     assert {name: field[:2] for name, field in message.items()} == {
-        "pos_weight": (1, 3),  # repeated
-        "weight": (2, 1),
-        "divisor": (3, 1),
+        name: (field, 3 if name in repeated else 1) for name, field in proto.MESSAGE_FIELDS.items()
     }
     field = after["LayerParameter"].pop(proto.FIELD)
     assert field == (number, 1, f".caffe.{proto.MESSAGE}")
@@ -335,7 +334,7 @@ def test_message_goes_in_and_out_of_any_layout(text: str) -> None:
     changed, made = proto.add(text)
     parsed = proto.parse(changed)
     assert parsed.messages["LayerParameter"].names[proto.FIELD] == made.number
-    assert parsed.messages[proto.MESSAGE].names == {"pos_weight": 1, "weight": 2, "divisor": 3}
+    assert parsed.messages[proto.MESSAGE].names == proto.MESSAGE_FIELDS
     assert proto.remove(changed, made) == text
     assert proto.remove("// new\n" + changed + "\nmessage C {}\n", made).startswith("// new\n")
 
@@ -396,7 +395,48 @@ def test_proto_can_be_added_later_and_stays(tiny: Path) -> None:
     assert snapshot(tiny) == before
 
 
+# As an earlier version wrote it, or a hand.
+_FIRST_MESSAGE = """
+message SigmoidCrossEntropyLossParameter {
+  repeated double pos_weight = 1;
+  optional double weight = 2;
+  optional double divisor = 3;
+}
+"""
+
+
+def test_message_written_by_hand_may_lack_later_fields(tiny: Path) -> None:
+    """The layer reads those that are there. Without the first ones it is somebody else's."""
+    field = f"optional {proto.MESSAGE} {proto.FIELD} = 9;"
+    edit(tiny, PROTO, "python_param = 130;", f"python_param = 130; {field}")
+    before = snapshot(tiny)
+    path = tiny / PROTO
+    path.write_text(path.read_text() + _FIRST_MESSAGE.replace("divisor", "other"))
+    with pytest.raises(ValueError, match=f"has a {proto.FIELD} of its own"):
+        trees.install(tiny)
+    path.write_text(path.read_text().replace("other", "divisor"))
+    (note,) = (n for n in trees.status(tiny).facts["notes"] if "by hand" in n)
+    assert "has no uncertain, label_smoothing, balance, balance_per_channel, " in note
+    trees.install(tiny)
+    trees.uninstall(tiny)
+    assert snapshot(tiny) == before | {PROTO: snapshot(tiny)[PROTO]}
+
+
 # ---- upgrades and local changes ----
+
+
+def test_upgrade_writes_the_message_anew(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = snapshot(tiny)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(proto, "MESSAGE_FIELDS", {"pos_weight": 1, "weight": 2, "divisor": 3})
+        earlier.setattr(proto, "_DECLARATIONS", proto._DECLARATIONS[:3])
+        number = trees.install(tiny, want_proto=True).facts["proto_number"]
+    assert "gamma" not in (tiny / PROTO).read_text()
+    facts = trees.install(tiny).facts
+    assert (facts["changes"], facts["proto_number"]) == ([PROTO], number)
+    assert "optional double gamma = 9;" in (tiny / PROTO).read_text()
+    trees.uninstall(tiny)
+    assert snapshot(tiny) == before
 
 
 def test_upgrade_keeps_the_first_originals(

@@ -22,10 +22,19 @@ loss is computed, and nothing learns from it. Nor does a Python layer see `loss_
 every option is in `param_str`, a dict as JSON or as a Python literal:
 
     pos_weight      a number, or a list with one per channel (axis 1): factor on the positive part
-    weight          a number: factor on everything
+    weight          a number, or a list with one per channel: factor on everything
     ignore_label    an int: elements whose target, truncated, equals it have loss and gradient 0
+    uncertain       "soft" (the default), or "ignore": so have targets other than 0 and 1
+    balance         "image", "batch" or "batch_mean": weights of the two classes by how many targets
+                    there are of each; "none" is the default
+    balance_per_channel  true: each channel is counted by itself
+    negative_scale  a number: factor on the negatives' weight
+    alpha           a number in [0, 1]: factors alpha on the positives', 1 - alpha on the negatives'
+    label_smoothing  a number in [0, 1), s: targets t become t (1 - s) + s / 2
+    gamma           a number of 0 or more: focal loss
     normalization   the divisor: "none" (1, the default), "full", "valid", "batch_size" (as in
-                    loss_param, in capitals too) or a positive number
+                    loss_param, in capitals too), "foreground", the number of targets that are 1, or
+                    a positive number
     normalize       the older way to say "valid" (true) or "batch_size" (false); normalization goes
                     first
     cls_weight      pos_weight under the name that SigmoidCrossEntropyWeightLossLayer needs
@@ -130,15 +139,25 @@ class _Option(NamedTuple):
 
 _POS_WEIGHT = _Option(_is_number_or_list, "a number, or a list of numbers, one per channel")
 _BOOL = _Option(lambda value: isinstance(value, bool), "true or false")
+_NUMBER = _Option(_is_number, "a number")
 _OPTIONS = {
     "pos_weight": _POS_WEIGHT,
-    "weight": _Option(_is_number, "a number"),
+    "weight": _POS_WEIGHT,
     "ignore_label": _Option(
         lambda value: isinstance(value, int) and not isinstance(value, bool), "an int"
     ),
+    "uncertain": _Option(lambda value: isinstance(value, str), '"soft" or "ignore"'),
+    "balance": _Option(
+        lambda value: isinstance(value, str), '"none", "image", "batch" or "batch_mean"'
+    ),
+    "balance_per_channel": _BOOL,
+    "negative_scale": _NUMBER,
+    "alpha": _NUMBER,
+    "label_smoothing": _NUMBER,
+    "gamma": _NUMBER,
     "normalization": _Option(
         lambda value: isinstance(value, str) or _is_number(value),
-        '"none", "full", "valid", "batch_size" or a positive number',
+        '"none", "full", "valid", "batch_size", "foreground" or a positive number',
     ),
     "normalize": _BOOL,
     "force_backward": _BOOL,
@@ -221,7 +240,7 @@ class _SigmoidCrossEntropyLayer(_Layer):
             raise ValueError(f"{self._name}: expected 1 top, the loss, got {len(top)}")
         options = self._read_param_str()
         self._force_backward: bool = options.pop("force_backward", False)
-        self._weight: float | None = options.pop("weight", None)
+        self._weight: Any = options.pop("weight", None)
         if self._weight is not None and len(bottom) == 3:
             raise ValueError(
                 f"{self._where('weight')} and a third bottom with element weights are both there; "
@@ -241,12 +260,26 @@ class _SigmoidCrossEntropyLayer(_Layer):
                 f"{self._name}: targets: expected as many elements as scores of shape {scores} "
                 f"have, got shape {tuple(bottom[1].shape)}"
             )
-        pos_weight = self._arguments.get("pos_weight")
-        if isinstance(pos_weight, np.ndarray) and pos_weight.size > 1:
-            if len(scores) < 2 or scores[1] != pos_weight.size:
+        for key, values in (
+            (self._pos_weight_key, self._arguments.get("pos_weight")),
+            ("weight", self._weight),
+        ):
+            if isinstance(values, np.ndarray) and values.size > 1:
+                if len(scores) < 2 or scores[1] != values.size:
+                    raise ValueError(
+                        f"{self._where(key)}: expected one value, or one per channel (axis 1) of "
+                        f"scores of shape {scores}, got {values.size}"
+                    )
+        if len(scores) < 2:
+            if self._arguments.get("balance") == "image":
                 raise ValueError(
-                    f"{self._where(self._pos_weight_key)}: expected one value, or one per channel "
-                    f"(axis 1) of scores of shape {scores}, got {pos_weight.size}"
+                    f'{self._where("balance")}: "image" expects scores with an axis of images '
+                    f"and another one, got shape {scores}"
+                )
+            if self._arguments.get("balance_per_channel"):
+                raise ValueError(
+                    f"{self._where('balance_per_channel')}: expected scores with channels (axis 1)"
+                    f", got shape {scores}"
                 )
         if len(bottom) == 3:
             self._weights_shape(bottom)
@@ -350,16 +383,25 @@ class _SigmoidCrossEntropyLayer(_Layer):
         """The kernels' own checks, on no data."""
         options = self._arguments
         channels = 1
+        key = "weight"
         try:
+            if isinstance(self._weight, (list, tuple)):
+                # Arrays of weights go unchecked.
+                one = np.empty((0, 1), np.float32)
+                for value in self._weight:
+                    api.forward(one, one, weight=value)
+                self._weight = np.asarray(self._weight, np.float32)
+            key = self._pos_weight_key
             if isinstance(options.get("pos_weight"), (list, tuple)):
                 options["pos_weight"] = np.asarray(options["pos_weight"], np.float64)
                 channels = len(options["pos_weight"])
             nothing = np.empty((0, channels), np.float32)
-            api.forward(nothing, nothing, weight=self._weight, **options)
+            weight = None if isinstance(self._weight, np.ndarray) else self._weight
+            api.forward(nothing, nothing, weight=weight, **options)
         except (OverflowError, TypeError, ValueError) as error:
             message = str(error).replace("pos_weight", self._pos_weight_key, 1)
             if isinstance(error, OverflowError):
-                message = f"{self._pos_weight_key}: expected numbers that fit a float"
+                message = f"{key}: expected numbers that fit a float"
             raise ValueError(f"{self._name}: param_str: {message}") from None
 
     def _weights_shape(self, bottom: Sequence[Any]) -> tuple[int, ...]:
@@ -380,6 +422,9 @@ class _SigmoidCrossEntropyLayer(_Layer):
     def _weights(self, bottom: Sequence[Any]) -> Any:
         if len(bottom) == 3:
             return bottom[2].data.reshape(self._weights_shape(bottom))
+        if isinstance(self._weight, np.ndarray):
+            axes = len(bottom[0].shape)
+            return self._weight.reshape((1, -1, *(1,) * (axes - 2)) if axes > 1 else -1)
         return self._weight
 
 

@@ -15,7 +15,22 @@ from typing import NamedTuple, NoReturn
 MESSAGE = "SigmoidCrossEntropyLossParameter"
 FIELD = "sigmoid_cross_entropy_loss_param"
 # The message's fields, as the layer reads them.
-MESSAGE_FIELDS = {"pos_weight": 1, "weight": 2, "divisor": 3}
+MESSAGE_FIELDS = {
+    "pos_weight": 1,
+    "weight": 2,
+    "divisor": 3,
+    "uncertain": 4,
+    "label_smoothing": 5,
+    "balance": 6,
+    "balance_per_channel": 7,
+    "negative_scale": 8,
+    "gamma": 9,
+    "alpha": 10,
+    "normalization": 11,
+}
+# A message of this name with these is ours, perhaps of an earlier version: the layer compiles with
+# it, and reads the fields that are there.
+FIRST_FIELDS = {"pos_weight", "weight", "divisor"}
 
 # The number is the same in every tree where it is free, so that binary models can be exchanged.
 # Small numbers would be free in one Caffe and another layer's in the next.
@@ -23,6 +38,33 @@ PREFERRED_NUMBER = 7311
 # The language keeps these for itself, and allows none above the second.
 _RESERVED = (19000, 19999)
 _LARGEST = (1 << 29) - 1
+
+# What is written into caffe.proto: a comment, and a field without its number.
+_DECLARATIONS = [
+    (
+        "The factor on the positive part: one for all channels, or one for each.",
+        "repeated double pos_weight",
+    ),
+    (
+        "The factor on every element: one for all channels, or one for each.",
+        "repeated double weight",
+    ),
+    ("The sum is divided by this, in place of what loss_param says.", "optional double divisor"),
+    ('Targets other than 0 and 1: "soft", or "ignore".', "optional string uncertain"),
+    ("Targets t become t (1 - s) + s / 2.", "optional double label_smoothing"),
+    (
+        'Weights of the classes by how many there are: "none", "image", "batch", "batch_mean".',
+        "optional string balance",
+    ),
+    ("", "optional bool balance_per_channel"),
+    ("A factor on the negatives.", "optional double negative_scale"),
+    ("Focal loss.", "optional double gamma"),
+    ("Positives by alpha, negatives by 1 - alpha.", "optional double alpha"),
+    (
+        '"foreground": by the number of positives. loss_param has the others.',
+        "optional string normalization",
+    ),
+]
 
 _BEGIN = "// sigmoid_ce begin: 'sigmoid-ce caffe uninstall' removes these lines"
 _END = "// sigmoid_ce end"
@@ -272,12 +314,7 @@ def add(text: str, number: int | None = None) -> tuple[str, Edit]:
         _BEGIN,
         "// Options of SigmoidCrossEntropyLoss.",
         f"message {MESSAGE} {{",
-        "  // The factor on the positive part: one for all channels, or one for each.",
-        f"  repeated double pos_weight = {MESSAGE_FIELDS['pos_weight']};",
-        "  // The factor on every element.",
-        f"  optional double weight = {MESSAGE_FIELDS['weight']};",
-        "  // The sum is divided by this, in place of what loss_param says.",
-        f"  optional double divisor = {MESSAGE_FIELDS['divisor']};",
+        *(line for comment, field in _DECLARATIONS for line in _declaration(comment, field)),
         "}",
         _END,
     ]
@@ -297,6 +334,11 @@ def add(text: str, number: int | None = None) -> tuple[str, Edit]:
     edit = Edit(number, field_text, message_text)
     _check(changed, edit, proto)
     return changed, edit
+
+
+def _declaration(comment: str, declared: str) -> list[str]:
+    number = MESSAGE_FIELDS[declared.split()[-1]]
+    return [*([f"  // {comment}"] if comment else []), f"  {declared} = {number};"]
 
 
 def _check(text: str, edit: Edit, before: Proto) -> None:

@@ -498,12 +498,19 @@ def _check_proto(tree: Tree, flavour: Flavour) -> None:
                 )
     layer = parsed.messages.get("LayerParameter", proto.Fields())
     theirs = parsed.messages.get(proto.MESSAGE, proto.Fields()).names
-    if proto.FIELD in layer.names and set(proto.MESSAGE_FIELDS) - set(theirs):
+    if proto.FIELD not in layer.names:
+        return
+    if proto.FIRST_FIELDS - set(theirs):
         flavour.problems.append(
             Problem(
                 f"{PROTO}: this Caffe has a {proto.FIELD} of its own, which is not what the layer "
                 "reads under this name"
             )
+        )
+    elif missing := [name for name in proto.MESSAGE_FIELDS if name not in theirs]:
+        flavour.notes.append(
+            f"{proto.MESSAGE} in {PROTO}, written by hand, has no {', '.join(missing)}: these go "
+            "into param_str"
         )
 
 

@@ -54,10 +54,9 @@ enum class DType : std::uint8_t {
   kUint8 = 3,
   kInt8 = 4,
   kInt32 = 5,
-  kInt64 = 6,  // saturated to 32 bits before it becomes a float; ignore_label
-               // compares all 64 bits
-  kFloat16 =
-      7,  // on the GPU only, as kBfloat16: computed in float32, rounded once
+  kInt64 = 6,    // saturated to 32 bits before it becomes a float; ignore_label
+                 // compares all 64 bits
+  kFloat16 = 7,  // as kBfloat16: computed in float32, rounded once
   kBfloat16 = 8,
 };
 
@@ -81,18 +80,21 @@ struct ConstArray {
 struct MutableArray {
   void* data;
   const std::int64_t* strides;
+  bool as_float32;  // of float32, though the scores are float16 or bfloat16; on
+                    // the CPU only
 
-  MutableArray() : data(nullptr), strides(nullptr) {}
+  MutableArray() : data(nullptr), strides(nullptr), as_float32(false) {}
   explicit MutableArray(void* d, const std::int64_t* s = nullptr)
-      : data(d), strides(s) {}
+      : data(d), strides(s), as_float32(false) {}
 };
 
 // Scores and targets of one shape. A call computes `count` elements in C order
 // from `first_index` on, so that data may be cut: channels and broadcast
 // weights go by the index in the whole shape.
 struct Inputs {
-  ConstArray scores;   // kFloat32 or kFloat64
-  ConstArray targets;  // the scores' dtype, or any integer type of DType
+  ConstArray scores;   // a floating type
+  ConstArray targets;  // the scores' dtype, any integer type of DType, or
+                       // kFloat32 beside 16-bit scores
   const std::int64_t* shape;
   int ndim;  // 0..kMaxDims
   std::int64_t first_index;
@@ -113,6 +115,25 @@ enum class Normalization : std::uint8_t {
   kNone,       // 1
   kNumber,     // Options::divisor itself, any finite number above 0: for shards
                // and streams
+  kForeground,  // the number of targets that are 1 and not ignored, among those
+                // of the call: one more read of the targets
+};
+
+// Weights of the two classes by how many there are: P targets are 1, M are 0,
+// ignored ones aside.
+enum class Balance : std::uint8_t {
+  kNone,       // 1 and 1
+  kImage,      // M / (P + M) and P / (P + M), counted for each index of axis 0
+  kBatch,      // the same, counted over the whole
+  kBatchMean,  // V / (2 P) and V / (2 (V - P)), over the whole, with V = P + M
+               // and P kept in [1, V - 1]
+};
+
+// Targets other than 0 and 1.
+enum class Uncertain : std::uint8_t {
+  kSoft,    // between the classes: weights interpolate, and neither count has
+            // them
+  kIgnore,  // ignored, like those of the label
 };
 
 struct Options {
@@ -131,6 +152,27 @@ struct Options {
   // and is not valid.
   bool has_ignore_label;
   std::int64_t ignore_label;
+  Uncertain uncertain;
+
+  // t becomes t (1 - s) + s / 2, after what is ignored or counted has been
+  // found. In [0, 1).
+  double label_smoothing;
+
+  // Weights w+ and w- of the two classes: the element weight has the factor t
+  // w+ + (1 - t) w-. By `balance`, times alpha and (1 - alpha) negative_scale.
+  // Counting takes one more read of the targets, and needs the whole array.
+  Balance balance;
+  bool balance_per_channel;  // counted for each index of axis 1 by itself
+  double negative_scale;     // finite and >= 0
+  bool has_alpha;
+  double alpha;  // in [0, 1]
+  // What cpu::class_weights gave, w+ and w- of each group, for a pass that is
+  // not to count, or for a piece of the array. Null: off.
+  const double* class_weights;
+
+  // Focal loss: the factor r^gamma, r = 1 - p where p = t sigmoid(x) + (1 - t)
+  // sigmoid(-x). 0: off. In [0, 1e6]. Targets outside [0, 1] give NaN.
+  double gamma;
 
   Normalization normalization;
   double divisor;      // for kNumber
@@ -142,6 +184,15 @@ struct Options {
         pos_weight_count(0),
         has_ignore_label(false),
         ignore_label(0),
+        uncertain(Uncertain::kSoft),
+        label_smoothing(0.0),
+        balance(Balance::kNone),
+        balance_per_channel(false),
+        negative_scale(1.0),
+        has_alpha(false),
+        alpha(0.5),
+        class_weights(nullptr),
+        gamma(0.0),
         normalization(Normalization::kBatchSize),
         divisor(1.0),
         loss_weight(1.0) {}
@@ -195,13 +246,16 @@ static_assert(sizeof(Partial) == Partial::kWords * sizeof(std::int64_t),
 //
 // Thread-safe and fork-safe. Inputs are never written. No exception leaves
 // these functions. Memory: where an array is strided, broadcast or converted,
-// 160 KiB per thread of the call, kept for the next call; else none.
+// 288 KiB per thread of the call, kept for the next call; 32 bytes for each
+// group of `balance`, for the call; else none.
 
 namespace sigmoid_ce {
 namespace cpu {
 
-// The sum of the losses and the counts.
-Status forward(const Inputs& inputs, const Options& options, Partial* partial);
+// The sum of the losses and the counts; and the divisor max(1, d) that
+// `options` asks for, where it is wanted.
+Status forward(const Inputs& inputs, const Options& options, Partial* partial,
+               double* divisor = nullptr);
 
 // The loss of each element: reduction "none", no divisor.
 Status elementwise(const Inputs& inputs, const Options& options,
@@ -215,9 +269,32 @@ Status backward(const Inputs& inputs, const Options& options,
 
 // Both in one pass over memory.
 Status forward_backward(const Inputs& inputs, const Options& options,
-                        Partial* partial, const MutableArray& gradient);
+                        Partial* partial, const MutableArray& gradient,
+                        double* divisor = nullptr);
 
-// The divisor max(1, d) that `options` asks for, and sum / divisor in float64.
+// And the second derivatives, with the same factors: the diagonal of the
+// Hessian, beside which there is nothing.
+Status forward_backward(const Inputs& inputs, const Options& options,
+                        Partial* partial, const MutableArray& gradient,
+                        const MutableArray& hessian, double* divisor = nullptr);
+
+// d loss / d targets, times loss_weight / divisor; 0 where they are ignored or
+// masked. Counts of `balance` and of the divisor are taken for constants. In
+// the scores' dtype; the output may be the scores array itself.
+Status backward_targets(const Inputs& inputs, const Options& options,
+                        const MutableArray& gradient);
+
+// w+ and w- of each group of `balance`, for Options::class_weights, so that a
+// second pass need not count: 2 class_weight_groups() numbers. A group is an
+// image, a channel, a channel of an image (images first), or all.
+std::int64_t class_weight_groups(const Inputs& inputs,
+                                 const Options& options);  // 0: bad arguments
+Status class_weights(const Inputs& inputs, const Options& options,
+                     double* weights);
+
+// sum / divisor in float64; and the divisor by the counts of a Partial, of any
+// normalization but kForeground.
+double divide(const Partial& partial, double divisor);
 double divisor(const Inputs& inputs, const Options& options,
                const Partial& partial);
 double loss(const Inputs& inputs, const Options& options,
@@ -268,9 +345,9 @@ using sigmoid_ce::Inputs;
 // As on the CPU, with these differences:
 struct Options : sigmoid_ce::Options {
   // Options::pos_weight is a number in host memory, and pos_weight_count at
-  // most 1. One value per channel (axis 1) stands here, in device memory:
-  // float64 for float64 scores, else float32. Finite and >= 0, which nobody
-  // checks.
+  // most 1. One value per channel (axis 1), or one for all, stands here, in
+  // device memory: float64 for float64 scores, else float32. Finite and >= 0,
+  // which nobody checks.
   const void* channel_pos_weight = nullptr;
   std::int64_t channel_pos_weight_count = 0;
 
@@ -282,6 +359,11 @@ struct Options : sigmoid_ce::Options {
   // forward pass, instead of the one that `normalization` asks for. Null: off.
   const double* gradient_divisor = nullptr;
 
+  // As Options::class_weights, which is null here, in device memory: what
+  // Results::class_weights of another pass got. With a divisor nothing needs to
+  // be counted then.
+  const double* device_class_weights = nullptr;
+
   Options() = default;
 };
 
@@ -289,28 +371,42 @@ struct Options : sigmoid_ce::Options {
 struct Results {
   void* loss = nullptr;  // sum / divisor, computed in float64, of loss_dtype
   DType loss_dtype = DType::kFloat64;  // or kFloat32
-  double* divisor = nullptr;           // max(1, d), as `normalization` asks for
+  // max(1, d), as `normalization` asks for. For a piece of an array d is that
+  // of the whole shape with kFull and kBatchSize, as for the gradient
+  // (cpu::divisor of a Partial counts its elements), and that of the piece with
+  // kValid and kForeground.
+  double* divisor = nullptr;
   Partial* partial = nullptr;  // the exact sum, normalised, and the counts
+  double* class_weights =
+      nullptr;  // w+ and w- of each group: 2 class_weight_groups() numbers
 
   Results() = default;
 };
 
-// Bytes of device memory that a call needs, aligned to 8: `workspace` below. A
-// call may use those of another that went into the same stream before; calls in
-// different streams need their own.
+// Bytes of device memory that a call needs, aligned to 8: `workspace` below. 16
+// for each group of `balance`, and some hundreds. A call may use those of
+// another that went into the same stream before; calls in different streams
+// need their own.
 std::size_t workspace_size(const Inputs& inputs, const Options& options);
+
+// As on the CPU. 0: bad arguments.
+std::int64_t class_weight_groups(const Inputs& inputs, const Options& options);
 
 // The sum of the losses.
 Status forward(const Inputs& inputs, const Options& options,
                const Results& results, void* workspace, Stream stream);
 
-// The loss of each element: reduction "none", no divisor. Needs no workspace.
+// The loss of each element: reduction "none", no divisor. The workspace is for
+// `balance` alone, and may be null without.
+Status elementwise(const Inputs& inputs, const Options& options,
+                   const MutableArray& losses, void* workspace, Stream stream);
 Status elementwise(const Inputs& inputs, const Options& options,
                    const MutableArray& losses, Stream stream);
 
-// d loss / d scores, times loss_weight / divisor. kValid with an ignore_label
-// reads the targets once more, to count. The output may be the scores array
-// itself; other overlaps are as on the CPU.
+// d loss / d scores, times loss_weight / divisor. Balance, kForeground, and
+// kValid where targets may be ignored, read the targets once more, to count.
+// Outputs are of the scores' dtype: MutableArray::as_float32 is for the CPU.
+// The output may be the scores array itself; other overlaps are as on the CPU.
 Status backward(const Inputs& inputs, const Options& options,
                 const MutableArray& gradient, void* workspace, Stream stream);
 
@@ -318,6 +414,21 @@ Status backward(const Inputs& inputs, const Options& options,
 Status forward_backward(const Inputs& inputs, const Options& options,
                         const Results& results, const MutableArray& gradient,
                         void* workspace, Stream stream);
+
+// And the second derivatives, as on the CPU.
+Status forward_backward(const Inputs& inputs, const Options& options,
+                        const Results& results, const MutableArray& gradient,
+                        const MutableArray& hessian, void* workspace,
+                        Stream stream);
+
+// d loss / d targets, as on the CPU.
+Status backward_targets(const Inputs& inputs, const Options& options,
+                        const MutableArray& gradient, void* workspace,
+                        Stream stream);
+
+// What a number of CUDA's type cudaError_t means. The runtime forgets the
+// error, which it would report again.
+Status status_of(int cuda_error);
 
 // What there is. Not kOk: no GPU, no driver, one that is too old; the message
 // says which.

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <map>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -23,14 +24,30 @@ namespace caffe {
 // What options ask for, in the formula's own terms.
 struct SigmoidCEFormula {
   SigmoidCEFormula() : weight(1), mode("BATCH_SIZE"), divisor(0),
-      has_ignore_label(false), ignore_label(0) {}
+      has_ignore_label(false), ignore_label(0), ignore_uncertain(false),
+      balance("none"), per_channel(false), negative_scale(1), alpha(-1),
+      smoothing(0), gamma(0) {}
 
   vector<double> pos_weight;  // none, one, or one per channel
   double weight;
-  string mode;
+  vector<double> channel_weight;  // none, or one per channel
+  string mode;  // FOREGROUND as well
   double divisor;  // above 0: in place of the mode
   bool has_ignore_label;
   int ignore_label;
+  bool ignore_uncertain;
+  string balance;
+  bool per_channel;
+  double negative_scale;
+  double alpha;  // off below 0
+  double smoothing;
+  double gamma;
+
+  // Whether roundings come in that the loss without the family does not have.
+  bool HasFamily() const {
+    return balance != "none" || negative_scale != 1 || alpha >= 0 ||
+        smoothing != 0 || gamma != 0;
+  }
 };
 
 // The targets of a test: 0 and 1, all between, and those of no probability.
@@ -44,6 +61,12 @@ const double kSigmoidCESum = 25;
 // A gradient is rounded twice more, by half of that: the factor loss_weight /
 // divisor, and the product with it. So is a loss, once.
 const double kSigmoidCEScale = 1;
+// Class weights and smoothed targets: two weights, the smoothed target, 1 minus
+// it, two products and their sum, half of a distance each, and one to spare.
+const double kSigmoidCEFamily = 4;
+// The focal factor, exp(-gamma L) with L = -log(r): for each gamma (1 + L) the
+// roundings of L, which has a logarithm and a quotient.
+const double kSigmoidCEFocal = 4;
 
 template <typename Dtype>
 class SigmoidCEData {
@@ -129,9 +152,12 @@ class SigmoidCEData {
   }
 
   // Whether caffe.proto has the message.
-  static bool HasMessage() {
-    return LayerParameter::descriptor()->FindFieldByName(
-        "sigmoid_cross_entropy_loss_param") != NULL;
+  static bool HasMessage(const string& field = "pos_weight") {
+    const google::protobuf::FieldDescriptor* message =
+        LayerParameter::descriptor()->FindFieldByName(
+            "sigmoid_cross_entropy_loss_param");
+    return message != NULL &&
+        message->message_type()->FindFieldByName(field) != NULL;
   }
 
   void SetUpLayer(const string& options) {
@@ -157,8 +183,46 @@ class SigmoidCEData {
   // a sum of two softplus functions, which shares nothing with the layer's.
   struct Expected {
     long double loss, loss_error;
-    vector<long double> gradient, gradient_error;
+    vector<long double> losses, losses_error, gradient, gradient_error;
   };
+
+  bool IsIgnored(const SigmoidCEFormula& formula, Dtype target) const {
+    return (formula.has_ignore_label &&
+            static_cast<int>(target) == formula.ignore_label) ||
+        (formula.ignore_uncertain && target != 0 && target != 1);
+  }
+
+  int Channel(int index) const {
+    return index / scores_.count(2) % scores_.shape(1);
+  }
+
+  // Elements that are counted with this one have the same number.
+  int Group(const SigmoidCEFormula& formula, int index) const {
+    const int image =
+        formula.balance == "image" ? index / scores_.count(1) : 0;
+    return formula.per_channel ? image * scores_.shape(1) + Channel(index)
+                               : image;
+  }
+
+  // The weight of positives (k = 1) or negatives (k = 0), of which there are
+  // this many.
+  static long double ClassWeight(const SigmoidCEFormula& formula, int k,
+                                 long double positives,
+                                 long double negatives) {
+    const long double all = positives + negatives;
+    long double weight = 1;
+    if (formula.balance == "batch_mean") {
+      const long double kept =
+          std::max(1.0L, std::min(positives, all - 1));
+      weight = all / 2 / (k ? kept : std::max(1.0L, all - kept));
+    } else if (formula.balance != "none") {
+      weight = all == 0 ? 0 : (k ? negatives : positives) / all;
+    }
+    if (formula.alpha >= 0) {
+      weight *= k ? formula.alpha : 1 - formula.alpha;
+    }
+    return k ? weight : weight * formula.negative_scale;
+  }
 
   Expected Reference(const SigmoidCEFormula& formula, double top_diff) const {
     const double eps = std::numeric_limits<Dtype>::epsilon();
@@ -167,54 +231,98 @@ class SigmoidCEData {
     const Dtype* scores = scores_.cpu_data();
     const Dtype* targets = targets_.cpu_data();
     Expected expected;
+    expected.losses.resize(count);
+    expected.losses_error.resize(count);
     expected.gradient.resize(count);
     expected.gradient_error.resize(count);
-    long double sum = 0, terms = 0;
-    int valid = 0;
+    std::map<int, int> counts[2];
+    int valid = 0, foreground = 0;
     for (int i = 0; i < count; ++i) {
-      const long double x = scores[i], t = targets[i];
-      if (formula.has_ignore_label &&
-          static_cast<int>(targets[i]) == formula.ignore_label) {
-        continue;
-      }
+      if (IsIgnored(formula, targets[i])) { continue; }
       ++valid;
-      long double p = 1;
+      foreground += targets[i] == 1;
+      if (targets[i] == 0 || targets[i] == 1) {
+        ++counts[targets[i] == 1][Group(formula, i)];
+      }
+    }
+    long double sum = 0, terms = 0;
+    for (int i = 0; i < count; ++i) {
+      if (IsIgnored(formula, targets[i])) { continue; }
+      const long double x = scores[i];
+      const long double t =
+          targets[i] * (1 - formula.smoothing) + formula.smoothing / 2;
+      long double p = 1, w = static_cast<Dtype>(formula.weight) * Weight(i);
       if (formula.pos_weight.size() == 1) {
         p = static_cast<Dtype>(formula.pos_weight[0]);
       } else if (formula.pos_weight.size() > 1) {
-        p = static_cast<Dtype>(formula.pos_weight[
-            i / scores_.count(2) % scores_.shape(1)]);
+        p = static_cast<Dtype>(formula.pos_weight[Channel(i)]);
       }
-      const long double w = static_cast<Dtype>(formula.weight) * Weight(i);
+      if (!formula.channel_weight.empty()) {
+        w *= static_cast<Dtype>(formula.channel_weight[Channel(i)]);
+      }
+      const int group = Group(formula, i);
+      const long double positive = ClassWeight(formula, 1, counts[1][group],
+                                               counts[0][group]);
+      const long double negative = ClassWeight(formula, 0, counts[1][group],
+                                               counts[0][group]);
+      // Sizes of sums, which roundings are of: 1 - t is not small where it was
+      // computed from a rounded t.
+      const long double size_of_t = std::abs(t);
+      const long double size_of_rest =
+          formula.smoothing == 0 ? std::abs(1 - t) : 1 + size_of_t;
+      const long double size_of_w =
+          w * (size_of_t * positive + size_of_rest * negative);
+      w *= t * positive + (1 - t) * negative;
       if (w == 0) { continue; }
       const long double tail = std::log1p(std::exp(-std::abs(x)));
       const long double softplus = x > 0 ? x + tail : tail;
       const long double softplus_neg = x > 0 ? tail : tail - x;
       const long double sigmoid = 1 / (1 + std::exp(-x));
       const long double sigmoid_neg = 1 / (1 + std::exp(x));
-      sum += w * ((1 - t) * softplus + p * t * softplus_neg);
-      terms += w * (std::abs(1 - t) * softplus + p * std::abs(t) *
-                    softplus_neg);
-      expected.gradient[i] = w * ((1 - t) * sigmoid - p * t * sigmoid_neg);
+      const long double loss = (1 - t) * softplus + p * t * softplus_neg;
+      const long double loss_terms =
+          size_of_rest * softplus + p * size_of_t * softplus_neg;
+      const long double slope = (1 - t) * sigmoid - p * t * sigmoid_neg;
+      const long double slope_terms =
+          size_of_rest * sigmoid + p * size_of_t * sigmoid_neg;
+      const long double r = t * sigmoid_neg + (1 - t) * sigmoid;
+      const long double factor =
+          formula.gamma == 0 ? 1 : std::pow(r, formula.gamma);
+      // d log(factor) / d x.
+      const long double rate = formula.gamma == 0 ? 0 :
+          formula.gamma * (1 - 2 * t) * sigmoid * sigmoid_neg / r;
+      double roundings = formula.HasFamily() ? kSigmoidCEFamily : 0;
+      if (formula.gamma != 0) {
+        roundings += kSigmoidCEFocal *
+            (1 + formula.gamma * (1 + std::abs(std::log(r))));
+      }
+      const long double unit = eps * std::max(std::abs(w), size_of_w) * factor;
+      expected.losses[i] = w * factor * loss;
+      expected.losses_error[i] =
+          2 * tiny + (kSigmoidCETerms + roundings) * unit * loss_terms;
+      sum += expected.losses[i];
+      terms += (kSigmoidCETerms + kSigmoidCEScale + roundings +
+          (sizeof(Dtype) == sizeof(double) ? kSigmoidCESum : 0)) * unit *
+          loss_terms;
+      expected.gradient[i] = w * factor * (rate * loss + slope);
       expected.gradient_error[i] =
-          w * (std::abs(1 - t) * sigmoid + p * std::abs(t) * sigmoid_neg);
+          (kSigmoidCETerms + kSigmoidCEScale + roundings) * unit *
+          (std::abs(rate) * loss_terms + slope_terms);
     }
     long double divisor = 1;
     if (formula.mode == "FULL") { divisor = count; }
     if (formula.mode == "VALID") { divisor = valid; }
+    if (formula.mode == "FOREGROUND") { divisor = foreground; }
     if (formula.mode == "BATCH_SIZE") { divisor = scores_.shape(0); }
     if (divisor < 1) { divisor = 1; }
     if (formula.divisor > 0) { divisor = formula.divisor; }
     expected.loss = sum / divisor;
-    expected.loss_error = tiny + (kSigmoidCETerms + kSigmoidCEScale +
-        (sizeof(Dtype) == sizeof(double) ? kSigmoidCESum : 0)) * eps *
-        terms / divisor;
+    expected.loss_error = tiny + terms / divisor;
     for (int i = 0; i < count; ++i) {
       const long double scale = top_diff / divisor;
       expected.gradient[i] *= scale;
-      expected.gradient_error[i] = 2 * tiny + (kSigmoidCETerms +
-          kSigmoidCEScale) * eps * std::abs(scale) *
-          expected.gradient_error[i];
+      expected.gradient_error[i] =
+          2 * tiny + std::abs(scale) * expected.gradient_error[i];
     }
     return expected;
   }
@@ -237,6 +345,16 @@ class SigmoidCEData {
     EXPECT_LE(std::abs(loss - expected.loss), expected.loss_error)
         << "loss " << loss << ", expected " << expected.loss;
     EXPECT_EQ(weighted, loss * top_diff);
+    if (top_.size() == 2) {
+      ASSERT_EQ(scores_.shape(), losses_.shape());
+      for (int i = 0; i < losses_.count(); ++i) {
+        ASSERT_LE(std::abs(losses_.cpu_data()[i] - expected.losses[i]),
+                  expected.losses_error[i])
+            << "element " << i << ", score " << scores_.cpu_data()[i]
+            << ", target " << targets_.cpu_data()[i] << ": loss "
+            << losses_.cpu_data()[i] << ", expected " << expected.losses[i];
+      }
+    }
     // What is there from before must not matter.
     Dtype* diff = scores_.mutable_cpu_diff();
     for (int i = 0; i < scores_.count(); ++i) {
@@ -261,7 +379,8 @@ class SigmoidCEData {
     CheckIteration(&layer, formula, loss_weight);
   }
 
-  void CheckGradient(const string& options) {
+  // `steepness`: the largest third derivative times 8.
+  void CheckGradient(const string& options, double steepness = 1) {
     SCOPED_TRACE(options);
     SigmoidCrossEntropyLossLayer<Dtype> layer(Parse(options));
     // The truncated series of a central difference leaves step^2 times a third
@@ -269,11 +388,20 @@ class SigmoidCEData {
     // leave 10 eps / step. Each has one decimal to spare.
     const bool is_double = sizeof(Dtype) == sizeof(double);
     GradientChecker<Dtype> checker(is_double ? 1e-4 : 2e-2,
-                                   is_double ? 1e-8 : 4e-4);
-    checker.CheckGradientExhaustive(&layer, bottom_, top_, 0);
+                                   steepness * (is_double ? 1e-8 : 4e-4));
+    if (top_.size() == 1) {
+      checker.CheckGradientExhaustive(&layer, bottom_, top_, 0);
+    } else {
+      // From the losses of the elements there is none.
+      layer.SetUp(bottom_, top_);
+      checker.CheckGradientSingle(&layer, bottom_, top_, 0, 0, 0);
+    }
   }
 
-  Blob<Dtype> scores_, targets_, weights_, loss_;
+  // Asks for the second top.
+  void WantLosses() { top_.resize(2, &losses_); }
+
+  Blob<Dtype> scores_, targets_, weights_, loss_, losses_;
   vector<Blob<Dtype>*> bottom_, top_;
 
  private:
@@ -460,6 +588,255 @@ TYPED_TEST(SigmoidCrossEntropyLossLayerTest, TestMessage) {
       "pos_weight: 0.5 weight: 0.3 divisor: 9 }", formula);
 }
 
+// Options of the family as JSON, and what they mean.
+struct SigmoidCECase {
+  string json;
+  string rest;  // of the prototxt
+  SigmoidCEFormula formula;
+};
+
+inline vector<SigmoidCECase> SigmoidCEFamily() {
+  vector<SigmoidCECase> cases;
+  SigmoidCECase one;
+  one.json = "{'uncertain': 'soft', 'balance': 'none', 'gamma': 0, "
+      "'label_smoothing': 0, 'negative_scale': 1, "
+      "'balance_per_channel': false}";
+  cases.push_back(one);
+  one.json = "{'uncertain': 'ignore'}";
+  one.rest = "loss_param { normalization: VALID }";
+  one.formula.ignore_uncertain = true;
+  one.formula.mode = "VALID";
+  cases.push_back(one);
+  const char* kBalances[] = {"image", "batch", "batch_mean"};
+  for (int i = 0; i < 6; ++i) {
+    const string balance = kBalances[i / 2];
+    one = SigmoidCECase();
+    one.formula.balance = balance;
+    one.formula.per_channel = i % 2;
+    const string per_channel = i % 2 ? "true" : "false";
+    const string start = "{'balance': '" + balance +
+        "', 'balance_per_channel': " + per_channel;
+    one.json = start + "}";
+    cases.push_back(one);
+    one.json = start + ", 'uncertain': 'ignore', 'negative_scale': 1.1, "
+        "'alpha': 0.3, 'label_smoothing': 0.1}";
+    one.rest = "loss_param { ignore_label: 255 normalization: VALID }";
+    one.formula.ignore_uncertain = true;
+    one.formula.negative_scale = 1.1;
+    one.formula.alpha = 0.3;
+    one.formula.smoothing = 0.1;
+    one.formula.has_ignore_label = true;
+    one.formula.ignore_label = 255;
+    one.formula.mode = "VALID";
+    cases.push_back(one);
+  }
+  one = SigmoidCECase();
+  one.json = "{'negative_scale': 0}";
+  one.formula.negative_scale = 0;
+  cases.push_back(one);
+  one.json = "{'alpha': 0.25, 'gamma': 2, 'normalization': 'foreground'}";
+  one.formula = SigmoidCEFormula();
+  one.formula.alpha = 0.25;
+  one.formula.gamma = 2;
+  one.formula.mode = "FOREGROUND";
+  cases.push_back(one);
+  one.json = "{'label_smoothing': 0.2, 'gamma': 0.5, 'pos_weight': 3, "
+      "'weight': [0.5, 2, 1], 'divisor': 7}";
+  one.formula = SigmoidCEFormula();
+  one.formula.smoothing = 0.2;
+  one.formula.gamma = 0.5;
+  one.formula.pos_weight.assign(1, 3);
+  one.formula.channel_weight.push_back(0.5);
+  one.formula.channel_weight.push_back(2);
+  one.formula.channel_weight.push_back(1);
+  one.formula.divisor = 7;
+  cases.push_back(one);
+  one.json = "{'uncertain': 'ignore', 'normalization': 'foreground', "
+      "'gamma': 1.5, 'balance': 'batch', 'pos_weight': [2, 0.5, 1]}";
+  one.rest = "loss_param { ignore_label: -1 } loss_weight: 3";
+  one.formula = SigmoidCEFormula();
+  one.formula.has_ignore_label = true;
+  one.formula.ignore_label = -1;
+  one.formula.ignore_uncertain = true;
+  one.formula.mode = "FOREGROUND";
+  one.formula.gamma = 1.5;
+  one.formula.balance = "batch";
+  one.formula.pos_weight.push_back(2);
+  one.formula.pos_weight.push_back(0.5);
+  one.formula.pos_weight.push_back(1);
+  cases.push_back(one);
+  return cases;
+}
+
+TYPED_TEST(SigmoidCrossEntropyLossLayerTest, TestFamily) {
+  const vector<SigmoidCECase> cases = SigmoidCEFamily();
+  const vector<int> shapes[] = {this->Shape(4, 3, 5, 2), this->Shape(10, 3),
+      this->Shape(1, 3, 21), this->Shape(2, 3, 40, 41)};
+  for (int k = 0; k < 8; ++k) {
+    for (int i = 0; i < cases.size(); ++i) {
+      const SigmoidCECase& one = cases[i];
+      this->top_.resize(1);
+      if (k % 2) { this->WantLosses(); }
+      // Of a focal loss targets are probabilities.
+      const bool labels = one.formula.gamma == 0 ||
+          one.formula.ignore_uncertain;
+      this->Fill(shapes[k / 2], labels ? LABELS : k % 4 < 2 ? SOFT : HARD);
+      const bool weighted = one.rest.find("loss_weight") != string::npos;
+      string rest = one.rest;
+      if (weighted && k % 2) { rest += " loss_weight: 0"; }
+      this->Check(this->ParamStr(one.json) + rest, one.formula,
+                  weighted ? 3 : 1);
+    }
+  }
+}
+
+// Where a class, or a whole image, has no target.
+TYPED_TEST(SigmoidCrossEntropyLossLayerTest, TestBalanceOfOneClass) {
+  typedef typename TypeParam::Dtype Dtype;
+  const vector<SigmoidCECase> cases = SigmoidCEFamily();
+  for (int value = -1; value <= 2; ++value) {
+    for (int i = 0; i < cases.size(); ++i) {
+      if (cases[i].formula.balance == "none") { continue; }
+      this->Fill(this->Shape(4, 3, 2), HARD);
+      // Of the second image; of all the others one of the channels.
+      Dtype* targets = this->targets_.mutable_cpu_data();
+      for (int k = 0; k < 24; ++k) {
+        if (k / 6 == 1 || k % 6 / 2 == 2) { targets[k] = value; }
+      }
+      const double weight =
+          cases[i].rest.find("loss_weight") == string::npos ? 1 : 3;
+      this->Check(this->ParamStr(cases[i].json) + cases[i].rest,
+                  cases[i].formula, weight);
+    }
+  }
+  // All of one: by image nothing is left.
+  this->Fill(this->Shape(3, 5), HARD);
+  caffe_set(15, Dtype(1), this->targets_.mutable_cpu_data());
+  SigmoidCrossEntropyLossLayer<Dtype> layer(
+      this->Parse(this->ParamStr("{'balance': 'image'}")));
+  layer.SetUp(this->bottom_, this->top_);
+  EXPECT_EQ(0, layer.Forward(this->bottom_, this->top_));
+}
+
+// Backward goes by what Forward counted: targets that have changed since are
+// not counted again.
+TYPED_TEST(SigmoidCrossEntropyLossLayerTest, TestBalanceIsCountedOnce) {
+  typedef typename TypeParam::Dtype Dtype;
+  this->Fill(this->Shape(4, 1), HARD);
+  Dtype* scores = this->scores_.mutable_cpu_data();
+  Dtype* targets = this->targets_.mutable_cpu_data();
+  for (int i = 0; i < 4; ++i) {
+    scores[i] = 0;
+    targets[i] = i == 0;
+  }
+  SigmoidCrossEntropyLossLayer<Dtype> layer(
+      this->Parse(this->ParamStr("{'balance': 'batch'}")));
+  layer.SetUp(this->bottom_, this->top_);
+  layer.Forward(this->bottom_, this->top_);
+  // Now all are 0, of which a new count would make the weight 0. It is 1/4.
+  this->targets_.mutable_cpu_data()[0] = 0;
+  this->Backward(&layer);
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_EQ(Dtype(0.25 * 0.5 / 4), this->scores_.cpu_diff()[i]);
+  }
+}
+
+// Another batch is counted anew.
+TYPED_TEST(SigmoidCrossEntropyLossLayerTest, TestBalanceOfEachBatch) {
+  typedef typename TypeParam::Dtype Dtype;
+  const char* kBalances[] = {"image", "batch", "batch_mean"};
+  for (int k = 0; k < 3; ++k) {
+    SigmoidCEFormula formula;
+    formula.balance = kBalances[k];
+    formula.per_channel = true;
+    SigmoidCrossEntropyLossLayer<Dtype> layer(this->Parse(this->ParamStr(
+        string("{'balance_per_channel': true, 'balance': '") + kBalances[k] +
+        "'}")));
+    const vector<int> shapes[] = {this->Shape(3, 3, 7), this->Shape(3, 3, 7),
+        this->Shape(20, 3), this->Shape(2, 3, 3, 3), this->Shape(0, 3),
+        this->Shape(1, 3)};
+    for (int i = 0; i < sizeof(shapes) / sizeof(shapes[0]); ++i) {
+      this->Fill(shapes[i], HARD);
+      if (i == 0) { layer.SetUp(this->bottom_, this->top_); }
+      this->CheckIteration(&layer, formula);
+    }
+  }
+}
+
+TYPED_TEST(SigmoidCrossEntropyLossLayerTest, TestLosses) {
+  typedef typename TypeParam::Dtype Dtype;
+  this->WantLosses();
+  this->Fill(this->Shape(4, 3, 5, 2), LABELS);
+  SigmoidCEFormula formula;
+  this->Check("", formula);
+  this->Check("loss_weight: 2", formula, 2);
+  this->Check("loss_weight: 2 loss_weight: 0", formula, 2);
+  formula.has_ignore_label = true;
+  formula.ignore_label = 255;
+  formula.weight = 0.5;
+  this->Check("loss_param { ignore_label: 255 } " +
+      this->ParamStr("{'weight': 0.5}"), formula);
+  this->FillWeights(this->Shape(4));
+  formula.weight = 1;
+  this->Check("loss_param { ignore_label: 255 }", formula);
+  // By name, as a net makes it; another shape; nothing at all.
+  shared_ptr<Layer<Dtype> > layer =
+      LayerRegistry<Dtype>::CreateLayer(this->Parse(""));
+  layer->SetUp(this->bottom_, this->top_);
+  EXPECT_EQ(1, layer->loss(0));
+  EXPECT_EQ(0, layer->loss(1));
+  this->bottom_.resize(2);
+  const vector<int> shapes[] = {this->Shape(7), this->Shape(3, 70, 60),
+      this->Shape(0, 3), this->Shape(2, 2)};
+  for (int i = 0; i < 4; ++i) {
+    this->Fill(shapes[i], SOFT);
+    this->CheckIteration(layer.get(), SigmoidCEFormula());
+    if (this->losses_.count() > 0) {
+      // A diff that is never asked for takes no memory.
+      EXPECT_EQ(SyncedMemory::UNINITIALIZED, this->losses_.diff()->head());
+    }
+  }
+}
+
+TYPED_TEST(SigmoidCrossEntropyLossLayerTest, TestWeightPerChannel) {
+  this->Fill(this->Shape(4, 3, 5, 2), LABELS);
+  SigmoidCEFormula formula;
+  formula.weight = 0.3;
+  this->Check(this->ParamStr("{'weight': [0.3]}"), formula);
+  formula.weight = 1;
+  formula.channel_weight.push_back(0.3);
+  formula.channel_weight.push_back(0);
+  formula.channel_weight.push_back(20);
+  this->Check(this->ParamStr("{'weight': [0.3, 0, 20]}"), formula);
+  formula.pos_weight.push_back(2);
+  formula.pos_weight.push_back(1);
+  formula.pos_weight.push_back(0.1);
+  this->Check(this->ParamStr("{'weight': [0.3, 0, 20], "
+      "'pos_weight': [2, 1, 0.1]}"), formula);
+}
+
+// The message as of an earlier version has fewer fields.
+TYPED_TEST(SigmoidCrossEntropyLossLayerTest, TestMessageOfTheFamily) {
+  if (!this->HasMessage("gamma")) { return; }
+  this->Fill(this->Shape(4, 3, 2), LABELS);
+  SigmoidCEFormula formula;
+  formula.channel_weight.push_back(0.3);
+  formula.channel_weight.push_back(2);
+  formula.channel_weight.push_back(1);
+  formula.ignore_uncertain = true;
+  formula.balance = "batch_mean";
+  formula.per_channel = true;
+  formula.negative_scale = 1.1;
+  formula.alpha = 0.75;
+  formula.smoothing = 0.1;
+  formula.gamma = 2;
+  formula.mode = "FOREGROUND";
+  this->Check("sigmoid_cross_entropy_loss_param { weight: 0.3 weight: 2 "
+      "weight: 1 uncertain: 'ignore' balance: 'batch_mean' "
+      "balance_per_channel: true negative_scale: 1.1 alpha: 0.75 "
+      "label_smoothing: 0.1 gamma: 2 normalization: 'foreground' }", formula);
+}
+
 TYPED_TEST(SigmoidCrossEntropyLossLayerTest, TestTargetsOutside) {
   this->Fill(this->Shape(6, 5, 3), OUTSIDE);
   this->Check("", SigmoidCEFormula());
@@ -486,6 +863,26 @@ TYPED_TEST(SigmoidCrossEntropyLossLayerTest, TestGradient) {
     this->CheckGradient("loss_param { ignore_label: 0 }");
     this->FillWeights(this->Shape(4, 3));
     this->CheckGradient(this->ParamStr("{'pos_weight': [0.5, 2, 1]}"));
+  }
+}
+
+TYPED_TEST(SigmoidCrossEntropyLossLayerTest, TestGradientOfTheFamily) {
+  const vector<SigmoidCECase> cases = SigmoidCEFamily();
+  for (int i = 0; i < cases.size(); ++i) {
+    this->top_.resize(1);
+    // A target of 255 that is not ignored makes losses too large.
+    this->Fill(this->Shape(4, 3),
+               cases[i].formula.ignore_uncertain ? LABELS : HARD);
+    if (!cases[i].formula.ignore_uncertain) {
+      this->targets_.mutable_cpu_data()[4] = 0.3;
+      this->targets_.mutable_cpu_data()[7] = 0.75;
+    }
+    // For weights of the classes and the slopes of a focal loss.
+    this->CheckGradient(this->ParamStr(cases[i].json) + cases[i].rest, 10);
+    if (cases[i].rest.find("loss_weight") == string::npos) {
+      this->WantLosses();
+      this->CheckGradient(this->ParamStr(cases[i].json) + cases[i].rest, 10);
+    }
   }
 }
 
@@ -712,6 +1109,9 @@ class SigmoidCELayerWithDivisor : public SigmoidCrossEntropyLossLayer<Dtype> {
   explicit SigmoidCELayerWithDivisor(const LayerParameter& param)
       : SigmoidCrossEntropyLossLayer<Dtype>(param) {}
   SyncedMemory::SyncedHead head() const { return this->divisor_->head(); }
+  SyncedMemory::SyncedHead classes() const {
+    return this->class_weights_->head();
+  }
 };
 
 // The loss and then the gradient, each pass on the device that is asked for.
@@ -724,6 +1124,10 @@ vector<Dtype> RunSigmoidCEOn(SigmoidCEData<Dtype>* data, const string& options,
   layer.SetUp(data->bottom_, data->top_);
   layer.Forward(data->bottom_, data->top_);
   vector<Dtype> results(1, data->loss_.cpu_data()[0]);
+  if (data->top_.size() == 2) {
+    results.insert(results.end(), data->losses_.cpu_data(),
+                   data->losses_.cpu_data() + data->losses_.count());
+  }
   // What is there from before must not matter.
   Dtype* diff = data->scores_.mutable_cpu_diff();
   std::fill(diff, diff + data->scores_.count(), Dtype(-77));
@@ -814,6 +1218,64 @@ TYPED_TEST(SigmoidCrossEntropyLossLayerTest, TestSameBitsOnBothDevices) {
   }
 }
 
+TYPED_TEST(SigmoidCrossEntropyLossLayerTest, TestFamilySameBitsOnBothDevices) {
+  typedef typename TypeParam::Dtype Dtype;
+  if (Caffe::mode() != Caffe::GPU) { return; }
+  const vector<SigmoidCECase> cases = SigmoidCEFamily();
+  const vector<int> shapes[] = {this->Shape(4, 3, 5, 2), this->Shape(10, 3),
+      this->Shape(16, 3, 32, 32), this->Shape(7, 3, 70, 61)};
+  for (int k = 0; k < 8; ++k) {
+    this->top_.resize(1);
+    for (int i = 0; i < cases.size(); ++i) {
+      string options = this->ParamStr(cases[i].json) + cases[i].rest;
+      if (k % 2) {
+        this->WantLosses();
+        if (cases[i].rest.find("loss_weight") != string::npos) {
+          options += " loss_weight: 0";
+        }
+      }
+      this->Fill(shapes[k / 2], LABELS);
+      const double kScores[] = {INFINITY, -INFINITY, NAN, 0, -0.0, 1e30};
+      for (int j = 0; j < 6 && k % 4 == 3; ++j) {
+        this->scores_.mutable_cpu_data()[j] = kScores[j];
+      }
+      SCOPED_TRACE(options + ", scores " + this->scores_.shape_string());
+      const vector<Dtype> expected =
+          RunSigmoidCEOn<Dtype>(this, options, Caffe::CPU, Caffe::CPU);
+      ExpectSameBits(expected,
+          RunSigmoidCEOn<Dtype>(this, options, Caffe::GPU, Caffe::GPU));
+      // The weights of the classes go from one to the other.
+      ExpectSameBits(expected,
+          RunSigmoidCEOn<Dtype>(this, options, Caffe::CPU, Caffe::GPU));
+      ExpectSameBits(expected,
+          RunSigmoidCEOn<Dtype>(this, options, Caffe::GPU, Caffe::CPU));
+    }
+  }
+}
+
+TYPED_TEST(SigmoidCrossEntropyLossLayerTest, TestFamilyStaysOnTheGPU) {
+  typedef typename TypeParam::Dtype Dtype;
+  if (Caffe::mode() != Caffe::GPU) { return; }
+  this->Fill(this->Shape(6, 3, 5), HARD);
+  this->WantLosses();
+  SigmoidCELayerWithDivisor<Dtype> layer(this->Parse(this->ParamStr(
+      "{'balance': 'image', 'weight': [3, 2, 1], "
+      "'normalization': 'foreground'}")));
+  layer.SetUp(this->bottom_, this->top_);
+  for (int round = 0; round < 2; ++round) {
+    layer.Forward(this->bottom_, this->top_);
+    EXPECT_EQ(SyncedMemory::HEAD_AT_GPU, this->losses_.data()->head());
+    EXPECT_EQ(SyncedMemory::HEAD_AT_GPU, layer.head());
+    EXPECT_EQ(SyncedMemory::HEAD_AT_GPU, layer.classes());
+    this->Backward(&layer);
+    EXPECT_EQ(SyncedMemory::HEAD_AT_GPU, this->scores_.diff()->head());
+    EXPECT_EQ(SyncedMemory::HEAD_AT_GPU, this->losses_.data()->head());
+    EXPECT_EQ(SyncedMemory::HEAD_AT_GPU, layer.head());
+    EXPECT_EQ(SyncedMemory::HEAD_AT_GPU, layer.classes());
+  }
+  EXPECT_EQ(SyncedMemory::UNINITIALIZED, this->losses_.diff()->head());
+}
+
 TYPED_TEST(SigmoidCrossEntropyLossLayerTest, TestStaysOnTheGPU) {
   typedef typename TypeParam::Dtype Dtype;
   if (Caffe::mode() != Caffe::GPU) { return; }
@@ -877,7 +1339,8 @@ TYPED_TEST_CASE(SigmoidCrossEntropyLossLayerDeathTest, FloatOnCPU);
 TYPED_TEST(SigmoidCrossEntropyLossLayerDeathTest, TestParamStr) {
   const char* kRows[][2] = {
     {"{'pos_wieght': 3}", "param_str: unknown option \"pos_wieght\", expected "
-        "pos_weight, weight or divisor"},
+        "pos_weight, weight, divisor, uncertain, label_smoothing, balance, "
+        "balance_per_channel, negative_scale, gamma, alpha or normalization"},
     {"{'ignore_label': 3}", "param_str: unknown option \"ignore_label\""},
     {"{'pos_weight': 3", "param_str: expected a JSON object such as .*got "},
     {"{'pos_weight': 3} 4", "param_str: expected a JSON object such as "},
@@ -898,8 +1361,44 @@ TYPED_TEST(SigmoidCrossEntropyLossLayerDeathTest, TestParamStr) {
     {"{'pos_weight': {'a': 3}}", "param_str: pos_weight: expected a number or "
         "an array of numbers, got an object"},
     {"{'pos_weight': 1e999}", "param_str: pos_weight: expected a number"},
-    {"{'weight': [1]}",
+    {"{'weight': [[1]]}",
         "param_str: weight: expected a number, got an array or object"},
+    {"{'weight': {'a': 3}}", "param_str: weight: expected a number or an "
+        "array of numbers, got an object"},
+    {"{'weight': [1, -1, 1]}",
+        "weight: expected finite values of 0 or more, got -1"},
+    {"{'weight': [1, 2]}", "weight: expected one value, or one per channel "
+        ".axis 1. of scores of shape 4 3 2 .24., got 2"},
+    {"{'balance': 'imag'}", "balance: expected \"none\", \"image\", "
+        "\"batch\" or \"batch_mean\", got \"imag\""},
+    {"{'balance': ['image']}",
+        "param_str: balance: expected a string, got an array or object"},
+    {"{'balance_per_channel': true}", "balance_per_channel: expected a "
+        "balance .\"image\", \"batch\" or \"batch_mean\". beside it, got "
+        "none"},
+    {"{'balance_per_channel': true, 'balance': 'none'}",
+        "balance_per_channel: expected a balance"},
+    {"{'balance_per_channel': 1}",
+        "param_str: balance_per_channel: expected true or false, got \"1\""},
+    {"{'uncertain': 'ignored'}",
+        "uncertain: expected \"soft\" or \"ignore\", got \"ignored\""},
+    {"{'label_smoothing': 1}", "label_smoothing: expected a number of 0 or "
+        "more and below 1, got 1"},
+    {"{'label_smoothing': -0.1}", "label_smoothing: expected a number of 0 or "
+        "more and below 1, got -0.1"},
+    {"{'negative_scale': -2}",
+        "negative_scale: expected a finite value of 0 or more, got -2"},
+    {"{'negative_scale': 1e39}",
+        "negative_scale: expected a finite value of 0 or more, got 1e.39"},
+    {"{'gamma': -1}", "gamma: expected a number from 0 to 1e6, got -1"},
+    {"{'gamma': 1e7}", "gamma: expected a number from 0 to 1e6, got 1e.07"},
+    {"{'gamma': 'two'}", "param_str: gamma: expected a number, got \"two\""},
+    {"{'alpha': 1.5}", "alpha: expected a number from 0 to 1, got 1.5"},
+    {"{'alpha': -0.5}", "alpha: expected a number from 0 to 1, got -0.5"},
+    {"{'normalization': 'full'}", "normalization: expected \"foreground\" "
+        ".loss_param has the others., got \"full\""},
+    {"{'normalization': 'foreground', 'divisor': 2}", "normalization "
+        "\"foreground\" and divisor are both there; give one"},
     {"{'divisor': null}",
         "param_str: divisor: expected a number, got \"null\""},
     {"{'pos_weight': -1}",
@@ -909,7 +1408,7 @@ TYPED_TEST(SigmoidCrossEntropyLossLayerDeathTest, TestParamStr) {
     {"{'pos_weight': 1e39}",
         "pos_weight: expected finite values of 0 or more, got 1e.39"},
     {"{'weight': -0.5}",
-        "weight: expected a finite value of 0 or more, got -0.5"},
+        "weight: expected finite values of 0 or more, got -0.5"},
     {"{'divisor': 0}", "divisor: expected a finite value above 0, got 0"},
     {"{'divisor': -1}", "divisor: expected a finite value above 0, got -1"},
     {"{'pos_weight': [1, 2]}", "pos_weight: expected one value, or one per "
@@ -921,6 +1420,9 @@ TYPED_TEST(SigmoidCrossEntropyLossLayerDeathTest, TestParamStr) {
   this->ExpectDeath(this->ParamStr("{'divisor': 2}") +
       "loss_param { normalization: FULL }",
       "divisor and loss_param's normalization are both there; give one");
+  this->ExpectDeath(this->ParamStr("{'normalization': 'foreground'}") +
+      "loss_param { normalization: FULL }", "normalization \"foreground\" and "
+      "loss_param's normalization are both there; give one");
   this->ExpectDeath(this->ParamStr("{'divisor': 2}") +
       "loss_param { normalize: true }",
       "divisor and loss_param's normalization are both there; give one");
@@ -937,11 +1439,29 @@ TYPED_TEST(SigmoidCrossEntropyLossLayerDeathTest, TestMessage) {
   this->ExpectDeath(name + "{ pos_weight: inf }",
       "pos_weight: expected finite values of 0 or more, got inf");
   this->ExpectDeath(name + "{ weight: nan }",
-      "weight: expected a finite value of 0 or more, got nan");
+      "weight: expected finite values of 0 or more, got nan");
   this->ExpectDeath(name + "{ divisor: nan }",
       "divisor: expected a finite value above 0, got nan");
   this->ExpectDeath(name + "{ pos_weight: 1 pos_weight: 2 }",
       "pos_weight: expected one value, or one per channel");
+  if (!this->HasMessage("gamma")) { return; }
+  this->ExpectDeath(name + "{ weight: 1 weight: 2 }",
+      "weight: expected one value, or one per channel");
+  const char* kNaNs[][2] = {
+    {"gamma", "a number from 0 to 1e6"},
+    {"alpha", "a number from 0 to 1"},
+    {"label_smoothing", "a number of 0 or more and below 1"},
+    {"negative_scale", "a finite value of 0 or more"},
+  };
+  for (int i = 0; i < 4; ++i) {
+    this->ExpectDeath(name + "{ " + kNaNs[i][0] + ": nan }",
+        string(kNaNs[i][0]) + ": expected " + kNaNs[i][1] + ", got nan");
+  }
+  this->ExpectDeath(name + "{ balance: 'Batch' }",
+      "balance: expected \"none\", \"image\", \"batch\" or \"batch_mean\", "
+      "got \"Batch\"");
+  this->ExpectDeath(name + "{ uncertain: '' }",
+      "uncertain: expected \"soft\" or \"ignore\", got \"\"");
 }
 
 TYPED_TEST(SigmoidCrossEntropyLossLayerDeathTest, TestShapes) {
@@ -960,6 +1480,37 @@ TYPED_TEST(SigmoidCrossEntropyLossLayerDeathTest, TestShapes) {
   this->ExpectDeath(this->ParamStr("{'pos_weight': [1, 2, 3, 4, 5]}"),
       "pos_weight: expected one value, or one per channel .axis 1. of scores "
       "of shape 5 .5., got 5");
+  this->ExpectDeath(this->ParamStr("{'balance': 'image'}"),
+      "balance: \"image\" expects scores with an axis of images and another "
+      "one, got shape 5 .5.");
+  this->ExpectDeath(this->ParamStr(
+      "{'balance': 'batch', 'balance_per_channel': true}"),
+      "balance_per_channel: expected scores with channels .axis 1., got "
+      "shape 5 .5.");
+}
+
+TYPED_TEST(SigmoidCrossEntropyLossLayerDeathTest, TestLosses) {
+  typedef typename TypeParam::Dtype Dtype;
+  this->WantLosses();
+  this->ExpectDeath("loss_weight: 1 loss_weight: 0.5",
+      "loss_weight: expected 0 for the second top, the losses of the "
+      "elements, from which no gradient flows, got 0.5");
+  // Caffe's own check.
+  EXPECT_DEATH(this->SetUpLayer("loss_weight: 1 loss_weight: 0 loss_weight: 0"),
+      "loss_weight must be unspecified or specified once per top blob");
+  this->top_[1] = &this->scores_;
+  this->ExpectDeath("", "the second top, the losses of the elements, cannot be "
+      "in place of bottom 0");
+  this->top_[1] = &this->losses_;
+  SigmoidCrossEntropyLossLayer<Dtype> layer(this->Parse(""));
+  layer.SetUp(this->bottom_, this->top_);
+  layer.Forward(this->bottom_, this->top_);
+  // Zeros do no harm.
+  caffe_set(24, Dtype(0), this->losses_.mutable_cpu_diff());
+  this->Backward(&layer);
+  this->losses_.mutable_cpu_diff()[23] = -1;
+  EXPECT_DEATH(this->Backward(&layer), "\"the loss\": cannot backpropagate "
+      "from the losses of the elements .top 1.");
 }
 
 TYPED_TEST(SigmoidCrossEntropyLossLayerDeathTest, TestWeights) {
@@ -986,8 +1537,10 @@ TYPED_TEST(SigmoidCrossEntropyLossLayerDeathTest, TestBlobCounts) {
   this->bottom_.resize(4, &this->targets_);
   EXPECT_DEATH(this->SetUpLayer(""), "at most 3 bottom");
   this->bottom_.resize(2);
-  this->top_.resize(2, &this->weights_);
-  EXPECT_DEATH(this->SetUpLayer(""), "1 top");
+  this->top_.resize(3, &this->weights_);
+  EXPECT_DEATH(this->SetUpLayer(""), "at most 2 top");
+  this->top_.clear();
+  EXPECT_DEATH(this->SetUpLayer(""), "at least 1 top");
 }
 
 TYPED_TEST(SigmoidCrossEntropyLossLayerDeathTest, TestBackward) {

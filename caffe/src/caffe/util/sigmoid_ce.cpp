@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <string>
@@ -56,10 +57,11 @@
 // with SIGMOID_CE_BOTH of the host too.
 #if defined(__CUDACC__)
 #define SIGMOID_CE_INLINE __device__ inline __attribute__((always_inline))
-#define SIGMOID_CE_BOTH __host__ __device__ inline
+#define SIGMOID_CE_BOTH \
+  __host__ __device__ inline __attribute__((always_inline))
 #else
 #define SIGMOID_CE_INLINE inline __attribute__((always_inline))
-#define SIGMOID_CE_BOTH inline
+#define SIGMOID_CE_BOTH inline __attribute__((always_inline))
 #endif
 
 // A product that must be rounded before it is added: hides it from the
@@ -577,7 +579,11 @@ enum Operation {
   kElementwise,
   kBackward,
   kForwardBackward,
-  kOperations
+  kOperations,
+  // Of the focal kernels only, which do without a focal loss too:
+  kHessian = kOperations,  // forward, backward and the Hessian
+  kTargetBackward,         // the gradient with respect to the targets
+  kFocalOperations
 };
 
 // A run starts at a block boundary. Arrays are contiguous, of any alignment; T
@@ -586,21 +592,33 @@ struct Run {
   const void* scores;   // T
   const void* targets;  // the target type of the kernel
   void* out;            // T: losses or gradients; unused in kForward
+  void* hessian;        // T
   std::int64_t n;
   bool stream;   // write `out` past the caches; it is aligned to 64 bytes then
   double scale;  // factor on the gradient, a value of T
 
-  // General kernels only.
+  // General and focal kernels only.
   bool has_pos_weight;
   double pos_weight;        // a value of T, where pos_weights is null
   const void* pos_weights;  // T per element, or null
+  bool is_weighted;         // by element
   double weight;            // a value of T, where weights is null
   const void* weights;      // T per element, or null
   bool has_ignore_label;
   double ignore_low,
       ignore_high;  // float targets: ignored when low <= t <= high
   std::int64_t
-      ignore_label;  // integer targets; in the range of the target type
+      ignore_label;        // integer targets; in the range of the target type
+  bool ignores_uncertain;  // targets other than 0 and 1
+  bool has_smoothing;
+  double smoothing_factor,
+      smoothing_term;  // t becomes t factor + term; values of T
+  bool has_class_weights;
+  double
+      class_weight[2];  // w+ and w-, values of T, where class_weights are null
+  const void* class_weights[2];  // T per element, or null
+
+  double gamma;  // of focal kernels; 0: off
 
   // Results: one sum per block (kForward, kForwardBackward), and how many
   // elements were ignored.
@@ -610,9 +628,19 @@ struct Run {
 
 // NOLINT_NEXT_LINE(readability/casting)
 using Kernel = void (*)(Run* run);
-// How many of n targets are ignored.
+// How many of n targets have the label that is ignored; and how many are 1, and
+// how many 0, whatever is ignored.
+struct Counts {
+  std::int64_t ignored, positive, negative;
+};
 // NOLINT_NEXT_LINE(readability/casting)
-using CountKernel = std::int64_t (*)(const Run& run);
+using CountKernel = void (*)(const Run& run, Counts* counts);
+// n numbers of another type as T, from `targets` to `out`. Integers with the
+// label that is ignored become kIgnored.
+// NOLINT_NEXT_LINE(readability/casting)
+using ConvertKernel = void (*)(const Run& run);
+constexpr double kIgnored =
+    1099511627776.0;  // 2^40: no integer target, which are saturated to 32 bits
 
 // Indices: scores float32, float64; targets by kTarget*; plain or general.
 enum Target {
@@ -628,7 +656,11 @@ enum Target {
 struct KernelTable {
   const char* name;
   Kernel run[2][kTargets][kOperations][2];
-  CountKernel count[2][kTargets];
+  Kernel focal[2][kFocalOperations];  // for targets of the scores' type
+  CountKernel count_ignored[2][kTargets], count_classes[2][kTargets];
+  ConvertKernel convert[2][kTargets];  // integers to T
+  // float16, bfloat16 to float32 and back.
+  ConvertKernel widen[2], narrow[2];
 };
 
 // Null where the instruction set does not exist on this architecture.
@@ -651,9 +683,23 @@ Status find_threads(int* threads);
 }  // namespace cpu
 }  // namespace sigmoid_ce
 
+#if defined(__x86_64__)
+// NOLINT_NEXT_LINE(build/include_order)
+#include <cpuid.h>
+#endif
+
 namespace sigmoid_ce {
 namespace cpu {
 namespace {
+
+#if defined(__x86_64__)
+// Which GCC before 11 has no name for. It needs the same support by the system
+// as AVX.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
 
 // __builtin_cpu_supports asks CPUID and, for vector registers, whether the
 // operating system saves them.
@@ -662,7 +708,7 @@ bool supported(const char* name) {
   __builtin_cpu_init();
   if (std::strcmp(name, "avx2") == 0) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("popcnt");
+           __builtin_cpu_supports("popcnt") && has_f16c();
   }
   if (std::strcmp(name, "avx512") == 0) {
     return __builtin_cpu_supports("avx512f") &&
@@ -917,9 +963,71 @@ void ignore_range(std::int64_t label, T* low, T* high) {
   *high = label < 0 ? -near : far;
 }
 
+// Which elements are counted together for `balance`: those of one (index /
+// length) % count.
+struct Groups {
+  std::int64_t length, count;
+};
+
+inline Groups groups_of(const Options& options, const std::int64_t* shape,
+                        int ndim, std::int64_t n_total) {
+  Groups groups = {n_total > 0 ? n_total : 1, 1};
+  int axes = 0;  // that the groups have an index of each
+  if (options.balance == Balance::kImage) {
+    groups.count = shape[0];
+    axes = 1;
+  }
+  if (options.balance != Balance::kNone && options.balance_per_channel) {
+    groups.count *= shape[1];
+    axes = 2;
+  }
+  if (axes > 0) {
+    groups.length = 1;
+    for (int d = axes; d < ndim; ++d) groups.length *= shape[d];
+    if (groups.length == 0) groups.length = 1;
+  }
+  return groups;
+}
+
+inline bool has_class_weights(const Options& options) {
+  return options.class_weights != nullptr ||
+         options.balance != Balance::kNone || options.negative_scale != 1 ||
+         options.has_alpha;
+}
+
+// w+ and w- where P targets are 1 and M are 0. Products and quotients only,
+// which every compiler rounds alike.
+SIGMOID_CE_BOTH void class_weights(Balance balance, double positive_factor,
+                                   double negative_factor, std::int64_t p,
+                                   std::int64_t m, double* weights) {
+  double positive = 1, negative = 1;
+  const std::int64_t v = p + m;
+  if (balance == Balance::kBatchMean) {
+    std::int64_t k = p < v - 1 ? p : v - 1;
+    k = k > 1 ? k : 1;
+    const std::int64_t rest = v - k > 1 ? v - k : 1;
+    positive = static_cast<double>(v) / static_cast<double>(2 * k);
+    negative = static_cast<double>(v) / static_cast<double>(2 * rest);
+  } else if (balance != Balance::kNone) {
+    const double all = static_cast<double>(v > 1 ? v : 1);
+    positive = static_cast<double>(m) / all;
+    negative = static_cast<double>(p) / all;
+  }
+  weights[0] = positive * positive_factor;
+  weights[1] = negative * negative_factor;
+}
+
+inline void class_weights(const Options& o, std::int64_t p, std::int64_t m,
+                          double* weights) {
+  class_weights(o.balance, o.has_alpha ? o.alpha : 1.0,
+                (o.has_alpha ? 1.0 - o.alpha : 1.0) * o.negative_scale, p, m,
+                weights);
+}
+
 // max(1, d), or Options::divisor.
 inline double divisor(const Options& options, std::int64_t batch_size,
-                      std::int64_t n_valid, std::int64_t n_total) {
+                      std::int64_t n_valid, std::int64_t n_total,
+                      std::int64_t n_foreground = 0) {
   std::int64_t d = 1;
   switch (options.normalization) {
     case Normalization::kFull:
@@ -932,6 +1040,9 @@ inline double divisor(const Options& options, std::int64_t batch_size,
       d = batch_size;
       break;
     case Normalization::kNone:
+      break;
+    case Normalization::kForeground:
+      d = n_foreground;
       break;
     case Normalization::kNumber:
       return options.divisor;
@@ -1147,6 +1258,8 @@ inline std::int64_t size_of(DType dtype) {
   }
 }
 
+constexpr double kMaxGamma = 1e6;
+
 inline bool is_integer(DType dtype) {
   return dtype >= DType::kBool && dtype <= DType::kInt64;
 }
@@ -1265,12 +1378,54 @@ struct Call {
       }
     }
     if (o.weight.data != nullptr && o.weight.dtype != inputs.scores.dtype &&
+        !(o.weight.dtype == DType::kFloat32 && is_half(inputs.scores.dtype)) &&
         o.weight.dtype != DType::kBool && o.weight.dtype != DType::kUint8 &&
         o.weight.dtype != DType::kInt8) {
       return invalid("weight",
-                     "expected the scores' dtype, bool, uint8 or int8");
+                     "expected the scores' dtype (or float32 beside 16 bits), "
+                     "bool, uint8 or int8");
     }
-    if (o.normalization > Normalization::kNumber) {
+    // !(a <= b) and the like: NaN too.
+    if (!(o.label_smoothing >= 0 && o.label_smoothing < 1)) {
+      return invalid("label_smoothing",
+                     "expected a number of 0 or more and below 1");
+    }
+    if (!(o.gamma >= 0 && o.gamma <= kMaxGamma)) {
+      return invalid("gamma", "expected a number from 0 to 1e6");
+    }
+    if (o.has_alpha && !(o.alpha >= 0 && o.alpha <= 1)) {
+      return invalid("alpha", "expected a number from 0 to 1");
+    }
+    if (!(o.negative_scale >= 0 &&
+          o.negative_scale <= std::numeric_limits<float>::max())) {
+      return invalid("negative_scale", "expected a finite number of 0 or more");
+    }
+    if (o.uncertain > Uncertain::kIgnore) {
+      return invalid("uncertain", "expected one of the enumeration");
+    }
+    if (o.balance > Balance::kBatchMean) {
+      return invalid("balance", "expected one of the enumeration");
+    }
+    if (o.balance == Balance::kImage && inputs.ndim < 2) {
+      return invalid(
+          "balance",
+          "by image expects scores with an axis of images and another one");
+    }
+    if (o.balance_per_channel && o.balance == Balance::kNone) {
+      return invalid("balance_per_channel",
+                     "expected a balance that it is for");
+    }
+    if (o.balance_per_channel && inputs.ndim < 2) {
+      return invalid("balance_per_channel",
+                     "expected scores with channels (axis 1)");
+    }
+    if (o.balance != Balance::kNone && o.class_weights == nullptr &&
+        count != total) {
+      return invalid(
+          "balance",
+          "expected the whole array, or the class_weights for a piece of it");
+    }
+    if (o.normalization > Normalization::kForeground) {
       return invalid("normalization", "expected one of the enumeration");
     }
     if (o.normalization == Normalization::kNumber &&
@@ -1318,6 +1473,11 @@ struct IgnoreRule {
       }
     }
     on = label >= least && label <= most;
+  }
+
+  // Whether a target of this value, which every type has, is ignored.
+  bool matches(int value, bool integers) const {
+    return on && (integers ? label == value : low <= value && value <= high);
   }
 };
 
@@ -1393,25 +1553,46 @@ constexpr std::int64_t kSerial = 1 << 15;
 constexpr std::int64_t kBlocksPerRun = 16;
 constexpr std::int64_t kCacheLine = 64;
 
+// P and M of a group of `balance`.
+using ClassCounts = std::atomic<std::int64_t>[2];
+
 // One call, and what its threads share.
 struct Job {
+  const KernelTable* table = nullptr;
   Kernel kernel = nullptr;
-  CountKernel count_kernel = nullptr;  // instead of `kernel`
-  Run run = Run();                     // all but the pointers of a run
+  Run run = Run();  // all but the pointers of a run
+
+  // A pass over the targets, instead of `kernel`: what is counted.
+  bool counts = false;
+  CountKernel count_ignored = nullptr, count_classes = nullptr;
+  ClassCounts* class_counts = nullptr;  // one for each group, or one
+  math::Groups groups = {1, 1};
 
   const View* scores = nullptr;
   const View* targets = nullptr;
   const View* pos_weight =
       nullptr;  // one double per element, by strides; null: uniform or off
   const View* weight = nullptr;  // null: uniform or off
+  const View* class_weight[2] = {
+      nullptr, nullptr};  // doubles by strides; null: uniform or off
   const View* out = nullptr;
-  DType dtype = DType::kFloat32;  // of the scores
+  const View* hessian = nullptr;
+  DType dtype = DType::kFloat32;  // what is computed in
+  DType scores_dtype = DType::kFloat32;
+  DType target_dtype = DType::kFloat32;
   DType weight_dtype = DType::kFloat32;
+  int target = 0;  // index of the targets' type, as they are given
+  bool convert_targets = false;  // integers, to the type that is computed in
   bool stage_scores = false, stage_targets = false, stage_weight = false;
-  bool stage_out = false;  // through a buffer, then scattered
+  bool stage_out = false,
+       stage_hessian = false;  // through a buffer, then scattered
+  DType out_dtype = DType::kFloat32, hessian_dtype = DType::kFloat32;
+
+  bool is_float64() const { return dtype == DType::kFloat64; }
 
   std::int64_t first = 0, count = 0;
-  std::int64_t run_length = 0;
+  std::int64_t run_length = 0;  // what a thread takes at a time
+  bool by_block = false;  // and does block by block, since something is staged
   char* staging = nullptr;  // kStaging bytes for each thread that comes
   std::atomic<int> staging_taken{0};
   std::atomic<std::int64_t> next{0};
@@ -1421,9 +1602,21 @@ struct Job {
   std::int64_t ignored = 0;
 };
 
-// Buffers of one thread: scores, targets, pos_weight, weight, out.
+// Buffers of one thread.
+enum Buffer {
+  kScoresBuffer,
+  kTargetsBuffer,
+  kPosWeightBuffer,
+  kWeightBuffer,
+  kPositiveBuffer,  // class weights
+  kNegativeBuffer,
+  kOutBuffer,
+  kHessianBuffer,
+  kRawBuffer,  // what is converted to or from another type
+  kBuffers
+};
 constexpr std::int64_t kBuffer = kBlock * 8;
-constexpr std::int64_t kStaging = 5 * kBuffer;
+constexpr std::int64_t kStaging = kBuffers * kBuffer;
 
 // The staging buffers of a call, handed out to the threads that help. The last
 // ones are kept for the next call, of any thread, since returning them to the
@@ -1466,31 +1659,15 @@ class Staging {
 
 std::atomic<Staging::Block*> Staging::spare{nullptr};
 
-template <class T>
-void gather_weight(const Job& job, std::int64_t index, std::int64_t n, T* out) {
-  switch (job.weight_dtype) {
-    case DType::kBool: {
-      job.weight->gather<std::uint8_t>(index, n, out);
-      for (std::int64_t i = 0; i < n; ++i) out[i] = out[i] != 0;
-      break;
-    }
-    case DType::kUint8:
-      job.weight->gather<std::uint8_t>(index, n, out);
-      break;
-    case DType::kInt8:
-      job.weight->gather<std::int8_t>(index, n, out);
-      break;
-    default:
-      job.weight->gather<T>(index, n, out);
-      break;
-  }
-}
-
 void gather_bytes(const View& view, std::int64_t index, std::int64_t n,
                   char* out) {
   switch (view.itemsize()) {
     case 1:
       view.gather<std::uint8_t>(index, n, reinterpret_cast<std::uint8_t*>(out));
+      break;
+    case 2:
+      view.gather<std::uint16_t>(index, n,
+                                 reinterpret_cast<std::uint16_t*>(out));
       break;
     case 4:
       view.gather<std::uint32_t>(index, n,
@@ -1505,10 +1682,83 @@ void gather_bytes(const View& view, std::int64_t index, std::int64_t n,
 
 void scatter_bytes(const View& view, std::int64_t index, std::int64_t n,
                    const char* values) {
-  if (view.itemsize() == 4) {
-    view.scatter(index, n, reinterpret_cast<const std::uint32_t*>(values));
-  } else {
-    view.scatter(index, n, reinterpret_cast<const std::uint64_t*>(values));
+  switch (view.itemsize()) {
+    case 2:
+      view.scatter(index, n, reinterpret_cast<const std::uint16_t*>(values));
+      break;
+    case 4:
+      view.scatter(index, n, reinterpret_cast<const std::uint32_t*>(values));
+      break;
+    default:
+      view.scatter(index, n, reinterpret_cast<const std::uint64_t*>(values));
+      break;
+  }
+}
+
+int half_index(DType dtype) { return dtype == DType::kFloat16 ? 0 : 1; }
+
+void convert_with(ConvertKernel kernel, const Run& options, const void* from,
+                  void* to, std::int64_t n) {
+  Run run = options;
+  run.targets = from;
+  run.out = to;
+  run.n = n;
+  kernel(run);
+}
+
+// n elements from `index` on, side by side: where they are, or copied to `raw`.
+const void* contiguous(const View& view, std::int64_t index, std::int64_t n,
+                       char* raw) {
+  if (view.contiguous()) return view.at(index);
+  gather_bytes(view, index, n, raw);
+  return raw;
+}
+
+// Scores or targets in the type that is computed in.
+const void* staged(const Job& job, const View& view, DType dtype,
+                   std::int64_t index, std::int64_t n, char* buffer,
+                   char* raw) {
+  if (!math::is_half(dtype)) return contiguous(view, index, n, buffer);
+  convert_with(job.table->widen[half_index(dtype)], job.run,
+               contiguous(view, index, n, raw), buffer, n);
+  return buffer;
+}
+
+// Results from a buffer of the type that is computed in.
+void unstage(const Job& job, const View& view, DType dtype, std::int64_t index,
+             std::int64_t n, const char* buffer, char* raw) {
+  if (math::is_half(dtype)) {
+    void* const to = view.contiguous() ? view.at(index) : raw;
+    convert_with(job.table->narrow[half_index(dtype)], job.run, buffer, to, n);
+    if (view.contiguous()) return;
+    buffer = raw;
+  }
+  scatter_bytes(view, index, n, buffer);
+}
+
+template <class T>
+void gather_weight(const Job& job, std::int64_t index, std::int64_t n, T* out,
+                   char* raw) {
+  switch (job.weight_dtype) {
+    case DType::kBool: {
+      job.weight->gather<std::uint8_t>(index, n, out);
+      for (std::int64_t i = 0; i < n; ++i) out[i] = out[i] != 0;
+      break;
+    }
+    case DType::kUint8:
+      job.weight->gather<std::uint8_t>(index, n, out);
+      break;
+    case DType::kInt8:
+      job.weight->gather<std::int8_t>(index, n, out);
+      break;
+    case DType::kFloat16:
+    case DType::kBfloat16:
+      staged(job, *job.weight, job.weight_dtype, index, n,
+             reinterpret_cast<char*>(out), raw);
+      break;
+    default:
+      job.weight->gather<T>(index, n, out);
+      break;
   }
 }
 
@@ -1525,38 +1775,199 @@ void stream_end() {}
 template <class T>
 void run_elements(Job* job, std::int64_t index, std::int64_t n, char* staging,
                   Run* run) {
-  if (job->stage_scores) {
-    gather_bytes(*job->scores, index, n, staging);
-    run->scores = staging;
+  const auto buffer = [staging](Buffer which) -> auto {
+    return staging + which * kBuffer;
+  };
+  char* const raw = buffer(kRawBuffer);
+  run->scores = job->stage_scores
+                    ? staged(*job, *job->scores, job->scores_dtype, index, n,
+                             buffer(kScoresBuffer), raw)
+                    : job->scores->at(index);
+  if (job->convert_targets) {
+    convert_with(job->table->convert[job->is_float64()][job->target], *run,
+                 contiguous(*job->targets, index, n, raw),
+                 buffer(kTargetsBuffer), n);
+    run->targets = buffer(kTargetsBuffer);
   } else {
-    run->scores = job->scores->at(index);
-  }
-  if (job->stage_targets) {
-    gather_bytes(*job->targets, index, n, staging + kBuffer);
-    run->targets = staging + kBuffer;
-  } else {
-    run->targets = job->targets->at(index);
+    run->targets = job->stage_targets
+                       ? staged(*job, *job->targets, job->target_dtype, index,
+                                n, buffer(kTargetsBuffer), raw)
+                       : job->targets->at(index);
   }
   if (job->pos_weight != nullptr) {
-    T* const pos_weights = reinterpret_cast<T*>(staging + 2 * kBuffer);
+    T* const pos_weights = reinterpret_cast<T*>(buffer(kPosWeightBuffer));
     job->pos_weight->gather<double>(index, n, pos_weights);
     run->pos_weights = pos_weights;
   }
   if (job->weight != nullptr) {
     if (job->stage_weight) {
-      T* const weights = reinterpret_cast<T*>(staging + 3 * kBuffer);
-      gather_weight(*job, index, n, weights);
+      T* const weights = reinterpret_cast<T*>(buffer(kWeightBuffer));
+      gather_weight(*job, index, n, weights, raw);
       run->weights = weights;
     } else {
       run->weights = job->weight->at(index);
     }
   }
+  if (job->class_weight[0] != nullptr) {
+    // Groups are mostly longer than a run.
+    const bool one =
+        index / job->groups.length == (index + n - 1) / job->groups.length;
+    for (int k = 0; k < 2; ++k) {
+      T* const weights = reinterpret_cast<T*>(
+          buffer(k == 0 ? kPositiveBuffer : kNegativeBuffer));
+      job->class_weight[k]->gather<double>(index, one ? 1 : n, weights);
+      run->class_weight[k] = weights[0];
+      run->class_weights[k] = one ? nullptr : weights;
+    }
+  }
   if (job->out != nullptr) {
-    run->out = job->stage_out ? staging + 4 * kBuffer : job->out->at(index);
+    run->out = job->stage_out ? buffer(kOutBuffer) : job->out->at(index);
+  }
+  if (job->hessian != nullptr) {
+    run->hessian =
+        job->stage_hessian ? buffer(kHessianBuffer) : job->hessian->at(index);
   }
   run->n = n;
+  if (job->convert_targets) {
+    // The kernel sees what the conversion wrote in the place of an ignored
+    // target.
+    run->ignore_low = run->ignore_high = kIgnored;
+  }
   job->kernel(run);
-  if (job->stage_out) scatter_bytes(*job->out, index, n, staging + 4 * kBuffer);
+  if (job->stage_out)
+    unstage(*job, *job->out, job->out_dtype, index, n, buffer(kOutBuffer), raw);
+  if (job->stage_hessian) {
+    unstage(*job, *job->hessian, job->hessian_dtype, index, n,
+            buffer(kHessianBuffer), raw);
+  }
+}
+
+template <class S>
+void add_classes(const S* t, std::int64_t index, std::int64_t n,
+                 const math::Groups& groups, ClassCounts* counts) {
+  // Of few groups: added to what threads share once, at the end.
+  constexpr std::int64_t kOwn = 1024;
+  std::int64_t own[kOwn][2];
+  const bool few = groups.count <= kOwn;
+  if (few)
+// NOLINT_NEXT_LINE(caffe/alt_fn)
+    std::memset(own, 0, static_cast<std::size_t>(groups.count) * sizeof own[0]);
+  std::int64_t group = index / groups.length % groups.count;
+  std::int64_t left = groups.length - index % groups.length;
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (left == 0) {
+      left = groups.length;
+      group = group + 1 == groups.count ? 0 : group + 1;
+    }
+    --left;
+    S v;
+// NOLINT_NEXT_LINE(caffe/alt_fn)
+    std::memcpy(&v, t + i, sizeof v);
+    const bool is_class[2] = {v == 1, v == 0};
+    for (int k = 0; k < 2; ++k) {
+      if (few) {
+        own[group][k] += is_class[k];
+      } else if (is_class[k]) {
+        counts[group][k].fetch_add(1, std::memory_order_relaxed);
+      }
+    }
+  }
+  for (std::int64_t g = 0; few && g < groups.count; ++g) {
+    for (int k = 0; k < 2; ++k) {
+      if (own[g][k] != 0)
+        counts[g][k].fetch_add(own[g][k], std::memory_order_relaxed);
+    }
+  }
+}
+
+// The classes of n targets, which lie side by side at `targets`.
+void count_classes(const Job& job, const void* targets, std::int64_t index,
+                   std::int64_t n, Run* run) {
+  constexpr std::int64_t kShort = 64;  // groups too short for a kernel
+  const math::Groups& groups = job.groups;
+  if (groups.length < kShort && groups.count > 1) {
+    switch (job.target_dtype) {
+      case DType::kFloat64:
+        return add_classes(static_cast<const double*>(targets), index, n,
+                           groups, job.class_counts);
+      case DType::kBool: {
+        // Any byte but 0 is 1.
+        std::uint8_t bits[kBlock];
+        const std::uint8_t* const bytes =
+            static_cast<const std::uint8_t*>(targets);
+        for (std::int64_t begin = 0; begin < n; begin += kBlock) {
+          const std::int64_t length = n - begin < kBlock ? n - begin : kBlock;
+          for (std::int64_t i = 0; i < length; ++i)
+            bits[i] = bytes[begin + i] != 0;
+          add_classes(bits, index + begin, length, groups, job.class_counts);
+        }
+        return;
+      }
+      case DType::kUint8:
+        return add_classes(static_cast<const std::uint8_t*>(targets), index, n,
+                           groups, job.class_counts);
+      case DType::kInt8:
+        return add_classes(static_cast<const std::int8_t*>(targets), index, n,
+                           groups, job.class_counts);
+      case DType::kInt32:
+        return add_classes(static_cast<const std::int32_t*>(targets), index, n,
+                           groups, job.class_counts);
+      case DType::kInt64:
+        return add_classes(static_cast<const std::int64_t*>(targets), index, n,
+                           groups, job.class_counts);
+      default:
+        return add_classes(static_cast<const float*>(targets), index, n, groups,
+                           job.class_counts);
+    }
+  }
+  const std::int64_t size =
+      math::is_half(job.target_dtype) ? 4 : math::size_of(job.target_dtype);
+  const char* t = static_cast<const char*>(targets);
+  while (n > 0) {
+    const std::int64_t left = groups.length - index % groups.length;
+    const std::int64_t length = n < left ? n : left;
+    run->targets = t;
+    run->n = length;
+    Counts counts = {};
+    job.count_classes(*run, &counts);
+    ClassCounts& group = job.class_counts[index / groups.length % groups.count];
+    if (counts.positive != 0)
+      group[0].fetch_add(counts.positive, std::memory_order_relaxed);
+    if (counts.negative != 0)
+      group[1].fetch_add(counts.negative, std::memory_order_relaxed);
+    t += length * size;
+    index += length;
+    n -= length;
+  }
+}
+
+// How many of the n elements from `index` on the kernel gets at a time: whole
+// blocks, or all.
+std::int64_t piece(const Job& job, std::int64_t index, std::int64_t n) {
+  const std::int64_t block = n < kBlock ? n : kBlock;
+  if (job.by_block) return block;
+  if (job.class_weight[0] == nullptr) return n;
+  const std::int64_t left = job.groups.length - index % job.groups.length;
+  if (n <= left) return n;
+  return left < kBlock ? block : left / kBlock * kBlock;
+}
+
+// The targets of a piece in the type that is computed in, or in their own.
+template <class F>
+void count_targets(const Job& job, std::int64_t index, std::int64_t n,
+                   char* staging, F count) {
+  const bool direct =
+      job.targets->contiguous() && !math::is_half(job.target_dtype);
+  while (n > 0) {
+    const std::int64_t length = direct || n < kBlock ? n : kBlock;
+    count(direct ? job.targets->at(index)
+                 : staged(job, *job.targets, job.target_dtype, index, length,
+                          staging + kTargetsBuffer * kBuffer,
+                          staging + kRawBuffer * kBuffer),
+          index, length);
+    index += length;
+    n -= length;
+  }
 }
 
 // What each thread does: takes runs until there are none.
@@ -1581,23 +1992,33 @@ void work(void* context) {
     const std::int64_t left = job->count - begin;
     const std::int64_t length = left < job->run_length ? left : job->run_length;
     const std::int64_t index = job->first + begin;
-    if (job->count_kernel != nullptr) {
-      if (job->stage_targets) {
-        gather_bytes(*job->targets, index, length, staging);
-        run.targets = staging;
-      } else {
-        run.targets = job->targets->at(index);
-      }
-      run.n = length;
-      ignored += job->count_kernel(run);
+    if (job->counts) {
+      count_targets(
+          *job, index, length, staging,
+          [&](const void* targets, std::int64_t begin, std::int64_t n) {
+            if (job->count_ignored != nullptr) {
+              run.targets = targets;
+              run.n = n;
+              Counts counts = {};
+              job->count_ignored(run, &counts);
+              ignored += counts.ignored;
+            }
+            if (job->count_classes != nullptr)
+              count_classes(*job, targets, begin, n, &run);
+          });
       continue;
     }
-    if (job->dtype == DType::kFloat32) {
-      run_elements<float>(job, index, length, staging, &run);
-    } else {
-      run_elements<double>(job, index, length, staging, &run);
+    for (std::int64_t at = 0; at < length;) {
+      const std::int64_t n = piece(*job, index + at, length - at);
+      run.block_sums = block_sums + at / kBlock;
+      if (job->is_float64()) {
+        run_elements<double>(job, index + at, n, staging, &run);
+      } else {
+        run_elements<float>(job, index + at, n, staging, &run);
+      }
+      ignored += run.ignored;
+      at += n;
     }
-    ignored += run.ignored;
     if (job->run.block_sums == nullptr) continue;
     for (std::int64_t b = 0; b * kBlock < length; ++b)
       partial.add(block_sums[b]);
@@ -1608,24 +2029,64 @@ void work(void* context) {
   if (job->run.block_sums != nullptr) job->partial.add(partial);
 }
 
-int target_index(const Inputs& inputs) {
-  if (inputs.targets.dtype == inputs.scores.dtype) return kTargetScores;
-  return kTargetBool + static_cast<int>(inputs.targets.dtype) -
-         static_cast<int>(DType::kBool);
+int target_index(DType dtype) {
+  return math::is_integer(dtype) ? kTargetBool + static_cast<int>(dtype) -
+                                       static_cast<int>(DType::kBool)
+                                 : kTargetScores;
+}
+
+// What a call gives; null where it is not wanted.
+struct Outputs {
+  Partial* partial = nullptr;
+  double* divisor = nullptr;  // of the loss
+  const MutableArray* out = nullptr;
+  const MutableArray* hessian = nullptr;
+  double* class_weights = nullptr;  // instead of everything else
+};
+
+// How many targets there are of each class, by group: in memory of their own.
+class ClassTable {
+ public:
+  bool allocate(std::int64_t groups) {
+    counts_.reset(new (std::nothrow)
+                      ClassCounts[static_cast<std::size_t>(groups)]());
+    weights_.reset(
+        new (std::nothrow) double[2 * static_cast<std::size_t>(groups)]);
+    return counts_ != nullptr && weights_ != nullptr;
+  }
+  ClassCounts* counts() { return counts_.get(); }
+  double* weights() { return weights_.get(); }
+
+ private:
+  std::unique_ptr<ClassCounts[]> counts_;
+  std::unique_ptr<double[]> weights_;
+};
+
+Status out_of_memory() {
+  return Status(Code::kOutOfMemory, "", "no memory for the staging buffers");
+}
+
+bool is_aligned(const View& view, std::int64_t first) {
+  return view.contiguous() &&
+         reinterpret_cast<std::uintptr_t>(view.at(first)) % kCacheLine == 0;
 }
 
 Status execute(const Inputs& inputs, const Options& options,
-               Operation operation, Partial* partial, const MutableArray* out) {
+               Operation operation, const Outputs& outputs) {
   const FloatEnvironment environment;  // options are rounded here as well
   const DType dtype = inputs.scores.dtype;
-  if (dtype != DType::kFloat32 && dtype != DType::kFloat64) {
-    return invalid("scores", "expected float32 or float64");
+  const DType target_dtype = inputs.targets.dtype;
+  const bool half = math::is_half(dtype);
+  if (dtype != DType::kFloat32 && dtype != DType::kFloat64 && !half) {
+    return invalid("scores", "expected float16, bfloat16, float32 or float64");
   }
-  if (inputs.targets.dtype != dtype &&
-      !math::is_integer(inputs.targets.dtype)) {
+  if (target_dtype != dtype && !math::is_integer(target_dtype) &&
+      !(half && target_dtype == DType::kFloat32)) {
     return invalid(
         "targets",
-        "expected the scores' dtype, bool, uint8, int8, int32 or int64");
+        half ? "expected the scores' dtype, float32, bool, uint8, int8, int32 "
+               "or int64"
+             : "expected the scores' dtype, bool, uint8, int8, int32 or int64");
   }
   Call call(inputs, options);
   Status status = call.check();
@@ -1635,37 +2096,69 @@ Status execute(const Inputs& inputs, const Options& options,
   if (!status.ok()) return status;
 
   Job job;
+  job.table = table;
   job.first = call.first;
   job.count = call.count;
-  job.dtype = inputs.scores.dtype;
+  job.dtype = dtype == DType::kFloat64 ? dtype : DType::kFloat32;
+  job.scores_dtype = dtype;
+  job.target_dtype = target_dtype;
+  job.target = target_index(target_dtype);
+  const int computed = job.is_float64() ? 1 : 0;
   const View scores = call.view(inputs.scores);
   const View targets = call.view(inputs.targets);
   const View weight = call.view(options.weight);
-  const View output =
-      call.view(ConstArray(out ? out->data : nullptr, inputs.scores.dtype,
-                           out ? out->strides : nullptr));
   job.scores = &scores;
   job.targets = &targets;
-  job.stage_scores = !scores.contiguous();
-  job.stage_targets = !targets.contiguous();
+  job.stage_scores = half || !scores.contiguous();
+  job.stage_targets = math::is_half(target_dtype) || !targets.contiguous();
 
-  if (out != nullptr && call.count > 0) {
-    status = call.check_output(*out, output, scores, targets, weight);
+  // ---- Outputs ----
+  const auto view_of = [&](const MutableArray* array, DType type) -> auto {
+    return call.view(ConstArray(array ? array->data : nullptr, type,
+                                array ? array->strides : nullptr));
+  };
+  const auto type_of = [&](const MutableArray* array) -> auto {
+    return half && array != nullptr && array->as_float32 ? DType::kFloat32
+                                                         : dtype;
+  };
+  job.out_dtype = type_of(outputs.out);
+  job.hessian_dtype = type_of(outputs.hessian);
+  const View output = view_of(outputs.out, job.out_dtype);
+  const View hessian = view_of(outputs.hessian, job.hessian_dtype);
+  if (outputs.out != nullptr && call.count > 0) {
+    status = call.check_output(*outputs.out, output, scores, targets, weight);
     if (!status.ok()) return status;
     job.out = &output;
-    job.stage_out = !output.contiguous();
+    job.stage_out = math::is_half(job.out_dtype) || !output.contiguous();
     // Where reads and writes together exceed the cache, written lines need not
     // pass through it, as long as they are whole: streaming stores are aligned.
     // In place the lines are in the cache already.
     const std::int64_t traffic = 3 * call.count * call.itemsize;
-    const bool aligned =
-        reinterpret_cast<std::uintptr_t>(output.at(call.first)) % kCacheLine ==
-        0;
     job.run.stream = kStreams && !job.stage_out &&
-                     !output.same_layout(scores) && aligned &&
-                     traffic > cache_size();
+                     !output.same_layout(scores) &&
+                     is_aligned(output, call.first) && traffic > cache_size();
+  }
+  if (outputs.hessian != nullptr && call.count > 0) {
+    status =
+        call.check_output(*outputs.hessian, hessian, scores, targets, weight);
+    if (status.ok() &&
+        (hessian.same_layout(output) || call.overlap(hessian, output))) {
+      status = invalid("out", "expected no overlap with the Hessian");
+    }
+    if (!status.ok()) {
+      return std::strcmp(status.argument, "out") == 0
+                 ? invalid("hessian", status.message)
+                 : status;
+    }
+    job.hessian = &hessian;
+    job.stage_hessian =
+        math::is_half(job.hessian_dtype) || !hessian.contiguous();
+    job.run.stream = job.run.stream && !job.stage_hessian &&
+                     !hessian.same_layout(scores) &&
+                     is_aligned(hessian, call.first);
   }
 
+  // ---- Options ----
   // One value per channel, by a stride on axis 1 alone.
   std::int64_t channel_strides[kMaxDims] = {};
   if (options.pos_weight_count > 1) channel_strides[1] = sizeof(double);
@@ -1683,104 +2176,239 @@ Status execute(const Inputs& inputs, const Options& options,
     general = true;
     job.weight = &weight;
     if (weight.uniform()) {
-      if (job.dtype == DType::kFloat32) {
-        float w;
-        gather_weight(job, call.first, 1, &w);
-        job.run.weight = w;
+      float w;
+      char raw[kCacheLine];
+      if (job.is_float64()) {
+        gather_weight(job, call.first, 1, &job.run.weight, raw);
       } else {
-        gather_weight(job, call.first, 1, &job.run.weight);
+        gather_weight(job, call.first, 1, &w, raw);
+        job.run.weight = w;
       }
       job.weight = nullptr;
     } else {
       job.stage_weight =
-          !weight.contiguous() || options.weight.dtype != inputs.scores.dtype;
+          !weight.contiguous() || options.weight.dtype != job.dtype;
     }
   }
-  const math::IgnoreRule ignore(inputs.targets.dtype, options);
+  const math::IgnoreRule ignore(target_dtype, options);
   job.run.has_ignore_label = ignore.on;
   job.run.ignore_low = ignore.low;
   job.run.ignore_high = ignore.high;
   job.run.ignore_label = ignore.label;
-  general = general || job.run.has_ignore_label;
+  const bool uncertain = options.uncertain == Uncertain::kIgnore;
+  job.run.ignores_uncertain = uncertain;
+  if (options.label_smoothing != 0) {
+    general = job.run.has_smoothing = true;
+    job.run.smoothing_factor = 1 - options.label_smoothing;
+    job.run.smoothing_term = options.label_smoothing / 2;
+  }
+  job.run.has_class_weights = math::has_class_weights(options);
+  job.run.gamma = options.gamma;
+  general = general || job.run.has_ignore_label || uncertain ||
+            job.run.has_class_weights;
+  job.run.is_weighted = options.weight.data != nullptr && call.count > 0;
 
-  const int scores_index = job.dtype == DType::kFloat32 ? 0 : 1;
-  const int target = target_index(inputs);
-  job.kernel = table->run[scores_index][target][operation][general];
+  // ---- Kernel ----
+  if (options.gamma != 0 || operation >= kOperations) {
+    job.kernel = table->focal[computed][operation];
+    job.convert_targets = job.target != kTargetScores;
+  } else {
+    job.kernel = table->run[computed][job.target][operation][general];
+  }
+
+  // ---- Class weights ----
+  const math::Groups groups =
+      math::groups_of(options, inputs.shape, inputs.ndim, call.total);
+  const bool counts_groups =
+      options.balance != Balance::kNone && options.class_weights == nullptr;
+  ClassTable classes;
+  const double* class_weights = options.class_weights;
+  std::int64_t class_strides[kMaxDims] = {};
+  constexpr std::int64_t kPair = 2 * sizeof(double);
+  if (groups.count > 1) {
+    if (options.balance_per_channel) class_strides[1] = kPair;
+    if (options.balance == Balance::kImage) {
+      class_strides[0] =
+          options.balance_per_channel ? inputs.shape[1] * kPair : kPair;
+    }
+  }
 
   int threads = 1;
   status = find_threads(&threads);
   if (!status.ok()) return status;
   if (call.count < kSerial) threads = 1;
-  const bool staged = job.stage_scores || job.stage_targets ||
-                      job.stage_weight || job.pos_weight != nullptr ||
-                      job.stage_out;
+  job.by_block = job.stage_scores || job.stage_targets || job.stage_weight ||
+                 job.pos_weight != nullptr || job.stage_out ||
+                 job.stage_hessian || job.convert_targets;
+  const bool staged =
+      job.by_block || (job.run.has_class_weights && groups.count > 1);
   const std::int64_t blocks = (call.count + kBlock - 1) / kBlock;
   if (threads > blocks) threads = blocks > 1 ? static_cast<int>(blocks) : 1;
-  std::int64_t blocks_per_run =
-      staged ? 1 : (blocks + 4 * threads - 1) / (4 * threads);
+  std::int64_t blocks_per_run = (blocks + 4 * threads - 1) / (4 * threads);
   if (blocks_per_run > kBlocksPerRun || threads == 1)
-    blocks_per_run = staged ? 1 : kBlocksPerRun;
+    blocks_per_run = kBlocksPerRun;
   job.run_length = blocks_per_run * kBlock;
 
   Staging staging;
   if (staged && call.count > 0) {
     job.staging = staging.get(kStaging * threads);
-    if (job.staging == nullptr) {
-      return Status(Code::kOutOfMemory, "",
-                    "no memory for the staging buffers");
-    }
+    if (job.staging == nullptr) return out_of_memory();
   }
 
-  const bool gradient = operation == kBackward || operation == kForwardBackward;
-  if (gradient) {
-    std::int64_t n_valid = call.count;
-    if (job.run.has_ignore_label &&
-        options.normalization == Normalization::kValid) {
-      job.count_kernel = table->count[scores_index][target];
-      run_parallel(threads, work, &job);
-      n_valid -= job.ignored;
-      job.count_kernel = nullptr;
-      job.ignored = 0;
-      job.next.store(0);
-      job.staging_taken.store(0);
+  // ---- Counting ----
+  const bool gradient = operation != kForward && operation != kElementwise;
+  const bool needs_valid = gradient &&
+                           options.normalization == Normalization::kValid &&
+                           (job.run.has_ignore_label || uncertain);
+  const bool needs_foreground =
+      options.normalization == Normalization::kForeground &&
+      (gradient || outputs.divisor != nullptr);
+  std::int64_t n_valid = call.count, n_foreground = 0;
+  if (counts_groups || needs_foreground || needs_valid) {
+    job.groups = counts_groups
+                     ? groups
+                     : math::Groups{call.total > 0 ? call.total : 1, 1};
+    if (!classes.allocate(job.groups.count)) return out_of_memory();
+    job.class_counts = classes.counts();
+    job.counts = true;
+    if (needs_valid && !uncertain)
+      job.count_ignored = table->count_ignored[computed][job.target];
+    if (counts_groups || needs_foreground || uncertain) {
+      job.count_classes = table->count_classes[computed][job.target];
     }
+    run_parallel(threads, work, &job);
+    job.counts = false;
+    const bool integers = math::is_integer(target_dtype);
+    const bool no_positive = ignore.matches(1, integers),
+               no_negative = ignore.matches(0, integers);
+    std::int64_t n_classes = 0;
+    for (std::int64_t g = 0; g < job.groups.count; ++g) {
+      const std::int64_t p = no_positive ? 0 : classes.counts()[g][0].load();
+      const std::int64_t m = no_negative ? 0 : classes.counts()[g][1].load();
+      n_foreground += p;
+      n_classes += p + m;
+      math::class_weights(options, p, m, classes.weights() + 2 * g);
+    }
+    n_valid = uncertain ? n_classes : call.count - job.ignored;
+    if (counts_groups) class_weights = classes.weights();
+    job.ignored = 0;
+    job.next.store(0);
+    job.staging_taken.store(0);
+  }
+  double no_groups[2];
+  if (job.run.has_class_weights && class_weights == nullptr) {
+    math::class_weights(options, 0, 0, no_groups);
+    class_weights = no_groups;
+  }
+  if (outputs.class_weights != nullptr) {
+    for (std::int64_t k = 0; k < 2 * groups.count; ++k) {
+      outputs.class_weights[k] =
+          class_weights != nullptr ? class_weights[k] : 1;
+    }
+    return Status();
+  }
+  job.groups = groups;
+  const View positive(class_weights, kPair, inputs.shape, inputs.ndim,
+                      class_strides, 0);
+  const View negative(class_weights + 1, kPair, inputs.shape, inputs.ndim,
+                      class_strides, 0);
+  if (job.run.has_class_weights && groups.count == 1) {
+    for (int k = 0; k < 2; ++k) job.run.class_weight[k] = class_weights[k];
+  } else if (job.run.has_class_weights) {
+    job.class_weight[0] = &positive;
+    job.class_weight[1] = &negative;
+  }
+
+  // ---- The pass ----
+  if (gradient) {
     const double scale =
-        options.loss_weight /
-        math::divisor(options, call.batch_size, n_valid, call.total);
-    job.run.scale =
-        job.dtype == DType::kFloat32 ? static_cast<float>(scale) : scale;
+        options.loss_weight / math::divisor(options, call.batch_size, n_valid,
+                                            call.total, n_foreground);
+    job.run.scale = job.is_float64() ? scale : static_cast<float>(scale);
   }
   double unused;
-  job.run.block_sums =
-      partial != nullptr ? &unused : nullptr;  // each thread has its own
+  job.run.block_sums = outputs.partial != nullptr
+                           ? &unused
+                           : nullptr;  // each thread has its own
   run_parallel(threads, work, &job);
-  if (partial != nullptr) {
-    *partial = job.partial;
-    partial->n_total = call.count;
-    partial->n_valid = call.count - job.ignored;
+  if (outputs.partial != nullptr) {
+    *outputs.partial = job.partial;
+    outputs.partial->n_total = call.count;
+    outputs.partial->n_valid = call.count - job.ignored;
+  }
+  if (outputs.divisor != nullptr) {
+    *outputs.divisor =
+        math::divisor(options, call.batch_size, call.count - job.ignored,
+                      call.count, n_foreground);
   }
   return Status();
 }
 
 }  // namespace
 
-Status forward(const Inputs& inputs, const Options& options, Partial* partial) {
-  return execute(inputs, options, kForward, partial, nullptr);
+Status forward(const Inputs& inputs, const Options& options, Partial* partial,
+               double* divisor) {
+  Outputs outputs;
+  outputs.partial = partial;
+  outputs.divisor = divisor;
+  return execute(inputs, options, kForward, outputs);
 }
 
 Status elementwise(const Inputs& inputs, const Options& options,
                    const MutableArray& losses) {
-  return execute(inputs, options, kElementwise, nullptr, &losses);
+  Outputs outputs;
+  outputs.out = &losses;
+  return execute(inputs, options, kElementwise, outputs);
 }
 
 Status backward(const Inputs& inputs, const Options& options,
                 const MutableArray& gradient) {
-  return execute(inputs, options, kBackward, nullptr, &gradient);
+  Outputs outputs;
+  outputs.out = &gradient;
+  return execute(inputs, options, kBackward, outputs);
 }
 
 Status forward_backward(const Inputs& inputs, const Options& options,
-                        Partial* partial, const MutableArray& gradient) {
-  return execute(inputs, options, kForwardBackward, partial, &gradient);
+                        Partial* partial, const MutableArray& gradient,
+                        double* divisor) {
+  Outputs outputs;
+  outputs.partial = partial;
+  outputs.divisor = divisor;
+  outputs.out = &gradient;
+  return execute(inputs, options, kForwardBackward, outputs);
+}
+
+Status forward_backward(const Inputs& inputs, const Options& options,
+                        Partial* partial, const MutableArray& gradient,
+                        const MutableArray& hessian, double* divisor) {
+  Outputs outputs;
+  outputs.partial = partial;
+  outputs.divisor = divisor;
+  outputs.out = &gradient;
+  outputs.hessian = &hessian;
+  return execute(inputs, options, kHessian, outputs);
+}
+
+Status backward_targets(const Inputs& inputs, const Options& options,
+                        const MutableArray& gradient) {
+  Outputs outputs;
+  outputs.out = &gradient;
+  return execute(inputs, options, kTargetBackward, outputs);
+}
+
+std::int64_t class_weight_groups(const Inputs& inputs, const Options& options) {
+  std::int64_t total = 1;
+  for (int d = 0; d < inputs.ndim; ++d) total *= inputs.shape[d];
+  return Call(inputs, options).check().ok()
+             ? math::groups_of(options, inputs.shape, inputs.ndim, total).count
+             : 0;
+}
+
+Status class_weights(const Inputs& inputs, const Options& options,
+                     double* weights) {
+  Outputs outputs;
+  outputs.class_weights = weights;
+  return execute(inputs, options, kForward, outputs);
 }
 
 double divisor(const Inputs& inputs, const Options& options,
@@ -1791,11 +2419,15 @@ double divisor(const Inputs& inputs, const Options& options,
 
 double loss(const Inputs& inputs, const Options& options,
             const Partial& partial) {
+  return divide(partial, divisor(inputs, options, partial));
+}
+
+double divide(const Partial& partial, double divisor) {
   const FloatEnvironment environment;
   // Compilers move a division across a change of mode, but not accesses to
   // volatile variables.
   const volatile double sum = partial.sum();
-  const volatile double result = sum / divisor(inputs, options, partial);
+  const volatile double result = sum / divisor;
   return result;
 }
 

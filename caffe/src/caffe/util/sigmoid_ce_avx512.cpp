@@ -2,6 +2,7 @@
 // (c) 2026, the sigmoid_ce developers. BSD 2-Clause License.
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "caffe/util/sigmoid_ce.hpp"
 
@@ -23,7 +24,11 @@ enum Operation {
   kElementwise,
   kBackward,
   kForwardBackward,
-  kOperations
+  kOperations,
+  // Of the focal kernels only, which do without a focal loss too:
+  kHessian = kOperations,  // forward, backward and the Hessian
+  kTargetBackward,         // the gradient with respect to the targets
+  kFocalOperations
 };
 
 // A run starts at a block boundary. Arrays are contiguous, of any alignment; T
@@ -32,21 +37,33 @@ struct Run {
   const void* scores;   // T
   const void* targets;  // the target type of the kernel
   void* out;            // T: losses or gradients; unused in kForward
+  void* hessian;        // T
   std::int64_t n;
   bool stream;   // write `out` past the caches; it is aligned to 64 bytes then
   double scale;  // factor on the gradient, a value of T
 
-  // General kernels only.
+  // General and focal kernels only.
   bool has_pos_weight;
   double pos_weight;        // a value of T, where pos_weights is null
   const void* pos_weights;  // T per element, or null
+  bool is_weighted;         // by element
   double weight;            // a value of T, where weights is null
   const void* weights;      // T per element, or null
   bool has_ignore_label;
   double ignore_low,
       ignore_high;  // float targets: ignored when low <= t <= high
   std::int64_t
-      ignore_label;  // integer targets; in the range of the target type
+      ignore_label;        // integer targets; in the range of the target type
+  bool ignores_uncertain;  // targets other than 0 and 1
+  bool has_smoothing;
+  double smoothing_factor,
+      smoothing_term;  // t becomes t factor + term; values of T
+  bool has_class_weights;
+  double
+      class_weight[2];  // w+ and w-, values of T, where class_weights are null
+  const void* class_weights[2];  // T per element, or null
+
+  double gamma;  // of focal kernels; 0: off
 
   // Results: one sum per block (kForward, kForwardBackward), and how many
   // elements were ignored.
@@ -56,9 +73,19 @@ struct Run {
 
 // NOLINT_NEXT_LINE(readability/casting)
 using Kernel = void (*)(Run* run);
-// How many of n targets are ignored.
+// How many of n targets have the label that is ignored; and how many are 1, and
+// how many 0, whatever is ignored.
+struct Counts {
+  std::int64_t ignored, positive, negative;
+};
 // NOLINT_NEXT_LINE(readability/casting)
-using CountKernel = std::int64_t (*)(const Run& run);
+using CountKernel = void (*)(const Run& run, Counts* counts);
+// n numbers of another type as T, from `targets` to `out`. Integers with the
+// label that is ignored become kIgnored.
+// NOLINT_NEXT_LINE(readability/casting)
+using ConvertKernel = void (*)(const Run& run);
+constexpr double kIgnored =
+    1099511627776.0;  // 2^40: no integer target, which are saturated to 32 bits
 
 // Indices: scores float32, float64; targets by kTarget*; plain or general.
 enum Target {
@@ -74,7 +101,11 @@ enum Target {
 struct KernelTable {
   const char* name;
   Kernel run[2][kTargets][kOperations][2];
-  CountKernel count[2][kTargets];
+  Kernel focal[2][kFocalOperations];  // for targets of the scores' type
+  CountKernel count_ignored[2][kTargets], count_classes[2][kTargets];
+  ConvertKernel convert[2][kTargets];  // integers to T
+  // float16, bfloat16 to float32 and back.
+  ConvertKernel widen[2], narrow[2];
 };
 
 // Null where the instruction set does not exist on this architecture.
@@ -136,10 +167,11 @@ const KernelTable* neon_kernels();
 // with SIGMOID_CE_BOTH of the host too.
 #if defined(__CUDACC__)
 #define SIGMOID_CE_INLINE __device__ inline __attribute__((always_inline))
-#define SIGMOID_CE_BOTH __host__ __device__ inline
+#define SIGMOID_CE_BOTH \
+  __host__ __device__ inline __attribute__((always_inline))
 #else
 #define SIGMOID_CE_INLINE inline __attribute__((always_inline))
-#define SIGMOID_CE_BOTH inline
+#define SIGMOID_CE_BOTH inline __attribute__((always_inline))
 #endif
 
 // A product that must be rounded before it is added: hides it from the
@@ -186,6 +218,7 @@ struct Twice {
   SIGMOID_CE_TWICE_2(mul)
   SIGMOID_CE_TWICE_2(mul_rounded)
   SIGMOID_CE_TWICE_2(div)
+  SIGMOID_CE_TWICE_2(quotient)
   SIGMOID_CE_TWICE_2(min_or_nan)
   SIGMOID_CE_TWICE_2(flip_sign)
   SIGMOID_CE_TWICE_2(zero_where_zero)
@@ -193,9 +226,14 @@ struct Twice {
   SIGMOID_CE_TWICE_3(fnma)
   SIGMOID_CE_TWICE_3(scale)
   SIGMOID_CE_TWICE_3(by_sign)
+  SIGMOID_CE_TWICE_3(if_zero)
 #undef SIGMOID_CE_TWICE_1
 #undef SIGMOID_CE_TWICE_2
 #undef SIGMOID_CE_TWICE_3
+
+  static SIGMOID_CE_INLINE V split(V v, V* mantissa) {
+    return V{O::split(v.a, &mantissa->a), O::split(v.b, &mantissa->b)};
+  }
 
   static SIGMOID_CE_INLINE V set(T v) { return V{O::set(v), O::set(v)}; }
   static SIGMOID_CE_INLINE V load(const T* p) {
@@ -216,6 +254,13 @@ struct Twice {
   static SIGMOID_CE_INLINE M none() { return M{O::none(), O::none()}; }
   static SIGMOID_CE_INLINE M either(M m, M n) {
     return M{O::either(m.a, n.a), O::either(m.b, n.b)};
+  }
+  static SIGMOID_CE_INLINE M both(M m, M n) {
+    return M{O::both(m.a, n.a), O::both(m.b, n.b)};
+  }
+  static SIGMOID_CE_INLINE bool all(M m) { return O::all(m.a) && O::all(m.b); }
+  static SIGMOID_CE_INLINE M differs(V v, V w) {
+    return M{O::differs(v.a, w.a), O::differs(v.b, w.b)};
   }
   static SIGMOID_CE_INLINE M in_range(V v, V low, V high) {
     return M{O::in_range(v.a, low.a, high.a), O::in_range(v.b, low.b, high.b)};
@@ -294,8 +339,10 @@ SIGMOID_CE_INLINE double halve(double (&acc)[kAccumulators]) {
 //   sigmoid(-a) u = x >= 0 ? 1 - t : p t        c = 1, or (1 - t) + p t with
 //   pos_weight loss = w (a u + c m)            gradient = w (x >= 0 ? u - c q :
 //   c q - u)
+//                                   Hessian  = w c q (1 - q)
 //
 // which is w (p t softplus(-x) + (1 - t) softplus(x)) without a cancellation.
+// The focal loss is below.
 //
 //   shapes, dtypes   lanes of float or double, O::T
 //   valid range      every x; t finite; p finite and >= 0; every w
@@ -315,7 +362,8 @@ SIGMOID_CE_INLINE double halve(double (&acc)[kAccumulators]) {
 //                 valid range        max error   special values
 //   exp_neg(a)    [0, inf], NaN      0.9 ulp     inf -> +0, NaN -> NaN;
 //   subnormals right log1p_01(z)   [0, 1], NaN        0.9 ulp     0 -> 0, NaN
-//   -> NaN
+//   -> NaN log_01(y)     (0, 2)             of 1        1 -> 0; anything else
+//   gives a number that means nothing
 //
 // Constants: tools/fit_polynomials.py prints them, with the error of each fit.
 
@@ -352,6 +400,9 @@ struct ExpLog1p<float> {
   // kLn2Hi is exact too.
   static constexpr float kLn2Hi = 0.69314575f;
   static constexpr float kLn2Lo = 1.4286068e-06f;
+  // Makes a subnormal number normal: 2^kLift.
+  static constexpr int kLift = 64;
+  static constexpr float kLifted = 1.8446744e+19f;
 
   // E with exp(-r) = 1 + r E(r), |r| <= ln(2)/2: relative error 2^-28.0
   template <class O>
@@ -377,6 +428,8 @@ struct ExpLog1p<double> {
   static constexpr double kUnbias = 7.458340731200207e-155;
   static constexpr double kLn2Hi = 0.6931471805582987;  // 36 bits, N < 2^11
   static constexpr double kLn2Lo = 1.6465949582897082e-12;
+  static constexpr int kLift = 128;
+  static constexpr double kLifted = 3.402823669209385e+38;
 
   template <class O>  // relative error 2^-57.7
   static SIGMOID_CE_INLINE typename O::V exp_polynomial(typename O::V r) {
@@ -418,6 +471,19 @@ template <class O>
 SIGMOID_CE_INLINE typename O::V log1p_01(typename O::V z) {
   using C = ExpLog1p<typename O::T>;
   return O::fma(z, C::template log_polynomial<O>(O::sub(z, O::set(0.5f))), z);
+}
+
+// y = 2^-N (1 + f): log1p(f) - N ln 2. The error is absolute, an ulp of the
+// larger of 1 and |log y|.
+template <class O>
+SIGMOID_CE_INLINE typename O::V log_01(typename O::V y) {
+  using V = typename O::V;
+  using C = ExpLog1p<typename O::T>;
+  V f;
+  const V exponent = O::split(O::mul(y, O::set(C::kLifted)), &f);
+  const V n = O::sub(O::set(C::kLift), exponent);
+  const V l = log1p_01<O>(O::sub(f, O::set(1)));
+  return O::fnma(n, O::set(C::kLn2Hi), O::fnma(n, O::set(C::kLn2Lo), l));
 }
 
 }  // namespace math
@@ -469,12 +535,208 @@ struct Element {
   }
 
   SIGMOID_CE_INLINE V gradient() const {
-    // z / (1 + z) by itself misses 2 ulp, since 1 + z is rounded. z - z * that
-    // has the rounding times z.
-    const V q = O::fnma(z, O::div(z, O::add(O::set(1), z)), z);
-    return O::flip_sign(O::fnma(c, q, u), x);
+    return O::flip_sign(O::fnma(c, sigmoid_neg(), u), x);
+  }
+
+  SIGMOID_CE_INLINE V hessian() const {
+    const V q = sigmoid_neg();
+    return O::mul(O::mul(c, q), O::sub(O::set(1), q));
+  }
+
+  // d loss / d t = p softplus(-x) - softplus(x), which is -x where p = 1.
+  SIGMOID_CE_INLINE V target_gradient(V p) const {
+    const V m = O::fma(c, O::set(0), log1p_01<O>(z));  // NaN for an infinite t
+    const V n = O::sub(O::set(1), p);
+    const V f = O::by_sign(x, p, O::set(1));
+    const V far = O::mul(f, O::zero_where_zero(f, a));
+    const V positive = O::sub(O::set(0), O::fma(n, m, far));
+    return O::by_sign(x, O::fnma(n, m, far), positive);
+  }
+
+  // q: z / (1 + z) by itself misses 2 ulp, since 1 + z is rounded. z - z * that
+  // has the rounding times z.
+  SIGMOID_CE_INLINE V sigmoid_neg() const {
+    return O::fnma(z, O::div(z, O::add(O::set(1), z)), z);
   }
 };
+
+// The focal loss (Lin et al., Focal loss for dense object detection, 2017): the
+// factor R = r^gamma, where r is what sigmoid(x) gives the wrong class, t (1 -
+// sigmoid(x)) + (1 - t) sigmoid(x). With the names of Element, E its loss:
+//
+//   v = x >= 0 ? 1 - t : t     k = 1 - v     s = 1 - q        v is u without p
+//   r = v s + k q = (v + k z) / (1 + z)
+//   L = -log r = D + m, with D = -log(v + k z)                a where v = 0,
+//   and 0 where v = 1 R = exp(-gamma L)
+//
+// Hard targets need no logarithm, and keep their tails. As f = R E, and with h
+// = q s / r, rho = (2 v - 1) h:
+//
+//   f'  = R (E' + gamma rho E)                                up to the sign of
+//   x, as E' f'' = R (E'' + gamma (2 rho E' + rho E ((gamma - 1) rho + q - s)))
+//   df/dt = R (dE/dt +- gamma (s - q) E / r)
+//
+//   valid range      t in [0, 1], else NaN; gamma in [0, 10^6]
+//   max error        docs/numerics.md
+template <class O>
+struct Focal {
+  using T = typename O::T;
+  using V = typename O::V;
+
+  const Element<O>& e;
+  V v, k, m, q, s, h, gamma, factor;
+
+  // t: the target that `element` was made with.
+  SIGMOID_CE_INLINE Focal(const Element<O>& element, V t, V power)
+      : e(element), gamma(power) {
+    const V one = O::set(1);
+    v = O::by_sign(e.x, t, O::sub(one, t));
+    k = O::sub(one, v);
+    m = log1p_01<O>(e.z);
+    q = e.sigmoid_neg();
+    s = O::sub(one, q);
+    const V a = O::min_or_nan(
+        e.a, O::set(1e12f));  // finite, and far beyond where R is 0
+    V d = O::zero_where_zero(k, a);
+    h = O::if_zero(v, s, q);
+    if (!O::all(O::either(O::is_zero(v), O::is_zero(k)))) {
+      // A hard target among soft ones gets the bits that it gets among hard
+      // ones.
+      const V log_y = log_01<O>(O::fma(k, e.z, v));
+      d = O::if_zero(v, a, O::sub(O::set(0), log_y));
+      const V soft = O::quotient(O::mul(q, s), r());
+      h = O::if_zero(v, s, O::if_zero(k, q, soft));
+      const V nan = O::quotient(O::set(0), O::set(0));
+      d = O::add(d, O::zero_if(O::in_range(v, O::set(0), one), nan));
+    }
+    // gamma L as g + (a rest): exp has the absolute error of its argument,
+    // which is large in the tails.
+    const V high = O::add(d, m);
+    const V low = O::sub(m, O::sub(high, d));
+    const V g = O::mul(gamma, high);
+    const V minus_rest = O::fnma(gamma, low, O::fnma(gamma, high, g));
+    const V power_of_r = exp_neg<O>(g);
+    factor = O::fma(power_of_r, minus_rest, power_of_r);
+  }
+
+  SIGMOID_CE_INLINE V loss(V plain) const { return scaled(plain); }
+
+  SIGMOID_CE_INLINE V gradient() const {
+    return O::flip_sign(
+        O::mul(factor, O::fma(O::mul(gamma, rho()), near_loss(), slope())),
+        e.x);
+  }
+
+  SIGMOID_CE_INLINE V hessian() const {
+    const V p = rho();
+    const V curve = O::fma(O::sub(gamma, O::set(1)), p, O::sub(q, s));
+    const V change =
+        O::fma(O::add(p, p), slope(), O::mul(O::mul(p, near_loss()), curve));
+    return O::mul(factor, O::fma(gamma, change, O::mul(O::mul(e.c, q), s)));
+  }
+
+  // plain: of the element, and its loss.
+  SIGMOID_CE_INLINE V target_gradient(V plain, V loss) const {
+    // A hard target has E / r = c m / q, which goes to c. The small term hides
+    // the steps of subnormal numbers.
+    const V small = O::set(1 / ExpLog1p<T>::kLifted);
+    const V hard = O::mul(e.c, O::quotient(O::add(m, small), O::add(q, small)));
+    const V ratio = O::if_zero(v, hard, O::quotient(loss, r()));
+    const V change = O::mul(gamma, O::sub(s, q));
+    return scaled(O::by_sign(e.x, O::fma(change, ratio, plain),
+                             O::fnma(change, ratio, plain)));
+  }
+
+ private:
+  // Nothing where R is 0, as it can be at infinite scores.
+  SIGMOID_CE_INLINE V scaled(V v) const {
+    return O::mul(factor, O::zero_where_zero(factor, v));
+  }
+  SIGMOID_CE_INLINE V limited() const {
+    return O::min_or_nan(e.a, O::set(ExpLog1p<T>::kExpLimit));
+  }
+  SIGMOID_CE_INLINE V r() const { return O::fma(k, q, O::mul(v, s)); }
+  SIGMOID_CE_INLINE V rho() const {
+    return O::mul(O::fma(O::set(2), v, O::set(-1)), h);
+  }
+  SIGMOID_CE_INLINE V slope() const { return O::fnma(e.c, q, e.u); }
+  // E, but finite where x is infinite: beyond the limit h is 0.
+  SIGMOID_CE_INLINE V near_loss() const {
+    return O::fma(limited(), e.u, O::mul(e.c, m));
+  }
+};
+
+}  // namespace math
+}  // namespace sigmoid_ce
+
+// float16 and bfloat16: types of storage. Arithmetic is in float32, and a
+// result is rounded once.
+
+namespace sigmoid_ce {
+namespace math {
+
+struct Float16 {
+  std::uint16_t bits;
+};
+struct Bfloat16 {
+  std::uint16_t bits;
+};
+
+SIGMOID_CE_BOTH float float_of_bits(std::uint32_t bits) {
+  float value;
+// NOLINT_NEXT_LINE(caffe/alt_fn)
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+SIGMOID_CE_BOTH std::uint32_t bits_of_float(float value) {
+  std::uint32_t bits;
+// NOLINT_NEXT_LINE(caffe/alt_fn)
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+// Exact.
+SIGMOID_CE_BOTH float widen(Bfloat16 v) {
+  return float_of_bits(std::uint32_t(v.bits) << 16);
+}
+SIGMOID_CE_BOTH float widen(Float16 v) {
+  const std::uint32_t sign = std::uint32_t(v.bits & 0x8000u) << 16;
+  const std::uint32_t magnitude = v.bits & 0x7fffu;
+  if (magnitude >= 0x7c00u)
+    return float_of_bits(sign | 0x7f800000u | (magnitude << 13));
+  // The exponents' biases are 112 apart, and subnormals become normal: a
+  // product does both.
+  const float scaled =
+      float_of_bits(magnitude << 13) * 5.192296858534828e33f;  // 2^112
+  return float_of_bits(bits_of_float(scaled) | sign);
+}
+
+// To nearest, ties to even; beyond the largest number infinity.
+SIGMOID_CE_BOTH void narrow(float value, Bfloat16* result) {
+  const std::uint32_t bits = bits_of_float(value);
+  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
+  result->bits =
+      static_cast<std::uint16_t>(nan ? (bits >> 16) | 0x40u : rounded);
+}
+SIGMOID_CE_BOTH void narrow(float value, Float16* result) {
+  const std::uint32_t bits = bits_of_float(value);
+  const std::uint32_t sign = (bits >> 16) & 0x8000u;
+  const std::uint32_t magnitude = bits & 0x7fffffffu;
+  std::uint32_t half;
+  if (magnitude > 0x7f800000u) {
+    half = 0x7e00u;
+  } else if (magnitude >= 0x47800000u) {  // 2^16
+    half = 0x7c00u;
+  } else if (magnitude <
+             0x38800000u) {  // 2^-14: adding 1/2 leaves units of 2^-24, the
+                             // subnormals', in the low bits
+    half = bits_of_float(float_of_bits(magnitude) + 0.5f) - 0x3f000000u;
+  } else {
+    half = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1)) >> 13;
+  }
+  result->bits = static_cast<std::uint16_t>(sign | half);
+}
 
 }  // namespace math
 }  // namespace sigmoid_ce
@@ -573,16 +835,72 @@ struct Rows<B, 4> {
   }
 };
 
+// Where the elements of a run, or of a piece of it, are. T: scores; S: targets.
+template <class T, class S>
+struct Places {
+  const T* x;
+  const S* t;
+  // General and focal kernels; null where there is one for all.
+  const T* p;
+  const T* w;
+  const T* by_class[2];
+  T* out;
+  T* hessian;
+
+  static SIGMOID_CE_INLINE Places of(const Run& run, bool general) {
+    Places a = {static_cast<const T*>(run.scores),
+                static_cast<const S*>(run.targets),
+                nullptr,
+                nullptr,
+                {nullptr, nullptr},
+                static_cast<T*>(run.out),
+                static_cast<T*>(run.hessian)};
+    if (general) {
+      a.p = static_cast<const T*>(run.pos_weights);
+      a.w = static_cast<const T*>(run.weights);
+      for (int k = 0; k < 2; ++k)
+        a.by_class[k] = static_cast<const T*>(run.class_weights[k]);
+    }
+    return a;
+  }
+  template <class A>
+  static SIGMOID_CE_INLINE A* moved(A* a, std::int64_t n) {
+    return a != nullptr ? a + n : a;
+  }
+  SIGMOID_CE_INLINE Places at(std::int64_t n) const {
+    return {x + n,
+            t + n,
+            moved(p, n),
+            moved(w, n),
+            {moved(by_class[0], n), moved(by_class[1], n)},
+            moved(out, n),
+            moved(hessian, n)};
+  }
+};
+
+enum Kind { kPlain, kGeneral, kFocal };
+
 // B: Ops of one vector; S: target type; U: rows at a time.
-template <class B, class S, int kOperation, bool kGeneral, int U>
+template <class B, class S, int kOperation, int kKind, int U>
 struct Loop {
   using T = typename B::T;
   using R = Rows<B, U>;
   using O = typename R::O;
   using V = typename O::V;
   using Targets = TargetOps<O, S>;
-  static constexpr bool kSums =
-      kOperation == kForward || kOperation == kForwardBackward;
+  using Place = Places<T, S>;
+  static constexpr bool kOptions = kKind != kPlain;
+  static constexpr bool kSums = kOperation == kForward ||
+                                kOperation == kForwardBackward ||
+                                kOperation == kHessian;
+  static constexpr bool kGradient = kOperation == kBackward ||
+                                    kOperation == kForwardBackward ||
+                                    kOperation == kHessian;
+  static constexpr bool kLoss = kOperation != kBackward;
+
+  static SIGMOID_CE_INLINE V constant(double v) {
+    return O::set(static_cast<T>(v));
+  }
 
   static SIGMOID_CE_INLINE void put(const Run& run, T* p, V v) {
     if (run.stream) {
@@ -593,45 +911,110 @@ struct Loop {
   }
 
   // The elements at i of U rows. Gives their losses, weight included.
-  static SIGMOID_CE_INLINE V elements(const Run& run, const T* x, const S* t,
-                                      const T* p, const T* w, T* out,
+  static SIGMOID_CE_INLINE V elements(const Run& run, const Place& at,
                                       std::int64_t i, std::int64_t* ignored) {
     using Element = math::Element<O>;
-    const V score = O::load(x + i);
-    const V target = Targets::load(t + i);
-    V weight = O::set(static_cast<T>(1));
+    const V score = O::load(at.x + i);
+    V target = Targets::load(at.t + i);
+    V weight = O::set(1), pos_weight = O::set(1), by_class = O::set(1);
+    V class_weight[2];
     typename O::M zero = O::none();
+    if (kOptions) {
+      if (run.is_weighted) {
+        weight = at.w ? O::load(at.w + i) : constant(run.weight);
+        zero = O::is_zero(weight);
+      }
+      typename O::M out_of_it = O::none();
+      if (run.has_ignore_label) out_of_it = Targets::ignored(at.t + i, run);
+      if (run.ignores_uncertain) {
+        const typename O::M uncertain = O::both(O::differs(target, O::set(0)),
+                                                O::differs(target, O::set(1)));
+        out_of_it = O::either(out_of_it, uncertain);
+      }
+      if (run.has_ignore_label || run.ignores_uncertain) {
+        *ignored += O::count(out_of_it);
+        zero = O::either(zero, out_of_it);
+      }
+      if (run.has_smoothing) {
+        target = O::fma(target, constant(run.smoothing_factor),
+                        constant(run.smoothing_term));
+      }
+      if (run.has_class_weights) {
+        for (int k = 0; k < 2; ++k) {
+          class_weight[k] = at.by_class[k] ? O::load(at.by_class[k] + i)
+                                           : constant(run.class_weight[k]);
+        }
+        const V negative = O::mul(O::sub(O::set(1), target), class_weight[1]);
+        by_class = O::fma(target, class_weight[0], negative);
+        if (kOperation != kTargetBackward) {
+          weight =
+              run.is_weighted ? O::mul_rounded(weight, by_class) : by_class;
+        }
+      }
+      if (kOperation != kTargetBackward && has_weights(run)) {
+        zero = O::either(zero, O::is_zero(weight));
+      }
+    }
     Element e;
-    if (kGeneral && run.has_pos_weight) {
-      e = Element::weighted(
-          score, target,
-          p ? O::load(p + i) : O::set(static_cast<T>(run.pos_weight)));
+    if (kOptions && run.has_pos_weight) {
+      pos_weight = at.p ? O::load(at.p + i) : constant(run.pos_weight);
+      e = Element::weighted(score, target, pos_weight);
     } else {
       e = Element::template plain<Targets::kFinite>(score, target);
     }
-    if (kGeneral) {
-      weight = w ? O::load(w + i) : O::set(static_cast<T>(run.weight));
-      zero = O::is_zero(weight);
-      if (run.has_ignore_label) {
-        const typename O::M m = Targets::ignored(t + i, run);
-        *ignored += O::count(m);
-        zero = O::either(zero, m);
+    V loss = O::set(0), gradient = loss, hessian = loss;
+    if (kKind == kFocal && run.gamma != 0) {
+      const math::Focal<O> focal(e, target, constant(run.gamma));
+      if (kLoss) loss = focal.loss(e.loss());
+      if (kGradient) gradient = focal.gradient();
+      if (kOperation == kHessian) hessian = focal.hessian();
+      if (kOperation == kTargetBackward) {
+        gradient =
+            focal.target_gradient(e.target_gradient(pos_weight), e.loss());
       }
+    } else {
+      if (kLoss) loss = e.loss();
+      if (kGradient) gradient = e.gradient();
+      if (kOperation == kHessian) hessian = e.hessian();
+      if (kOperation == kTargetBackward)
+        gradient = e.target_gradient(pos_weight);
     }
-    V loss = O::set(0);
-    if (kOperation != kBackward) {
-      loss = e.loss();
-      if (kGeneral) loss = O::zero_if(zero, O::mul_rounded(weight, loss));
+    if (kOperation == kTargetBackward) {
+      if (run.has_class_weights) {
+        const V step = O::sub(class_weight[0], class_weight[1]);
+        const V kept = O::zero_where_zero(by_class, gradient);
+        gradient = O::fma(step, O::zero_where_zero(step, loss),
+                          O::mul(by_class, kept));
+      }
+      if (run.has_smoothing)
+        gradient = O::mul(gradient, constant(run.smoothing_factor));
+      put(run, at.out + i, scaled(run, gradient, weight, zero));
+      return loss;
     }
-    if (kOperation == kElementwise) put(run, out + i, loss);
-    if (kOperation == kBackward || kOperation == kForwardBackward) {
-      V d = e.gradient();
-      if (kGeneral) d = O::mul(d, weight);
-      d = O::mul(d, O::set(static_cast<T>(run.scale)));
-      if (kGeneral) d = O::zero_if(zero, d);
-      put(run, out + i, d);
+    if (kLoss && kOptions) {
+      if (has_weights(run)) loss = O::mul_rounded(weight, loss);
+      if (has_zeros(run)) loss = O::zero_if(zero, loss);
     }
+    if (kOperation == kElementwise) put(run, at.out + i, loss);
+    if (kGradient) put(run, at.out + i, scaled(run, gradient, weight, zero));
+    if (kOperation == kHessian)
+      put(run, at.hessian + i, scaled(run, hessian, weight, zero));
     return loss;
+  }
+
+  // A derivative with the weight and the factor of all.
+  static SIGMOID_CE_INLINE V scaled(const Run& run, V d, V weight,
+                                    typename O::M zero) {
+    if (kOptions && has_weights(run)) d = O::mul(d, weight);
+    d = O::mul(d, constant(run.scale));
+    return kOptions && has_zeros(run) ? O::zero_if(zero, d) : d;
+  }
+
+  static SIGMOID_CE_INLINE bool has_weights(const Run& run) {
+    return run.is_weighted || run.has_class_weights;
+  }
+  static SIGMOID_CE_INLINE bool has_zeros(const Run& run) {
+    return has_weights(run) || run.has_ignore_label || run.ignores_uncertain;
   }
 
   // The lines of a group, 1 KiB ahead: the polynomials fill the processor's
@@ -649,14 +1032,12 @@ struct Loop {
   }
 
   // One group; its sums are added to acc[0 .. 15].
-  static SIGMOID_CE_INLINE void group(const Run& run, const T* x, const S* t,
-                                      const T* p, const T* w, T* out,
+  static SIGMOID_CE_INLINE void group(const Run& run, const Place& at,
                                       double* acc, std::int64_t* ignored) {
     for (int r = 0; r < math::kRow; r += B::kLanes) {
       typename B::D s = {};
       for (int j = 0; j < math::kRowsPerGroup; j += U) {
-        const V loss =
-            elements(run, x, t, p, w, out, r + j * math::kRow, ignored);
+        const V loss = elements(run, at, r + j * math::kRow, ignored);
         if (kSums) s = j == 0 ? R::sum(loss) : R::sum(s, loss);
       }
       if (kSums) B::store_wide(acc + r, B::add_wide(B::load_wide(acc + r), s));
@@ -664,41 +1045,49 @@ struct Loop {
   }
 
   // A group of fewer than 64 elements: padded copies go through the same loop.
-  // The padding has loss +0: x = -inf with t = 0.
-  static __attribute__((noinline)) void tail(Run run, std::int64_t n,
-                                             const T* x, const S* t, const T* p,
-                                             const T* w, T* out, double* acc,
+  // The padding has loss +0: x = -inf with t = 0, and the weight 0 where there
+  // are options, which could make that anything.
+  static __attribute__((noinline)) void tail(Run run, std::int64_t n, Place at,
+                                             double* acc,
                                              std::int64_t* ignored) {
     alignas(64) T xs[math::kGroup], ps[math::kGroup], ws[math::kGroup],
         outs[math::kGroup];
+    alignas(64) T classes[2][math::kGroup], hessians[math::kGroup];
     alignas(64) S ts[math::kGroup];
     for (int i = 0; i < math::kGroup; ++i) {
       xs[i] = -static_cast<T>(__builtin_inff());
-      ps[i] = 1;
-      // A weight for all must not reach the padding either: infinity times 0 is
-      // NaN.
-      ws[i] = i < n ? static_cast<T>(run.weight) : 1;
+      ps[i] = classes[0][i] = classes[1][i] = 1;
+      ws[i] = i < n ? static_cast<T>(run.weight) : 0;
     }
     __builtin_memset(ts, 0, sizeof ts);
-    __builtin_memcpy(xs, x, n * sizeof(T));
-    __builtin_memcpy(ts, t, n * sizeof(S));
-    if (kGeneral && p) __builtin_memcpy(ps, p, n * sizeof(T));
-    if (kGeneral && w) __builtin_memcpy(ws, w, n * sizeof(T));
+    __builtin_memcpy(xs, at.x, n * sizeof(T));
+    __builtin_memcpy(ts, at.t, n * sizeof(S));
+    Place padded = {xs,   ts,      nullptr, nullptr, {nullptr, nullptr},
+                    outs, hessians};
+    if (kOptions) {
+      run.is_weighted = true;
+      if (at.p) __builtin_memcpy(ps, at.p, n * sizeof(T));
+      if (at.w) __builtin_memcpy(ws, at.w, n * sizeof(T));
+      padded.p = at.p ? ps : nullptr;
+      padded.w = ws;
+      for (int k = 0; k < 2; ++k) {
+        if (at.by_class[k])
+          __builtin_memcpy(classes[k], at.by_class[k], n * sizeof(T));
+        padded.by_class[k] = at.by_class[k] ? classes[k] : nullptr;
+      }
+    }
     run.stream = false;
-    group(run, xs, ts, kGeneral && p ? ps : nullptr, kGeneral ? ws : nullptr,
-          outs, acc, ignored);
-    if (kOperation != kForward) __builtin_memcpy(out, outs, n * sizeof(T));
-    if (kGeneral && run.has_ignore_label && Targets::ignores_zero(run))
+    group(run, padded, acc, ignored);
+    if (kOperation != kForward) __builtin_memcpy(at.out, outs, n * sizeof(T));
+    if (kOperation == kHessian)
+      __builtin_memcpy(at.hessian, hessians, n * sizeof(T));
+    if (kOptions && run.has_ignore_label && Targets::ignores_zero(run))
       *ignored -= math::kGroup - n;
   }
 
   static void run(Run* args) {
     const Run run = *args;
-    const T* x = static_cast<const T*>(run.scores);
-    const S* t = static_cast<const S*>(run.targets);
-    const T* p = kGeneral ? static_cast<const T*>(run.pos_weights) : nullptr;
-    const T* w = kGeneral ? static_cast<const T*>(run.weights) : nullptr;
-    T* out = static_cast<T*>(run.out);
+    const Place all = Place::of(run, kOptions);
     double* sums = run.block_sums;
     std::int64_t ignored = 0;
     for (std::int64_t begin = 0; begin < run.n; begin += math::kBlock) {
@@ -713,16 +1102,12 @@ struct Loop {
         std::int64_t k = i;
         for (; k + math::kGroup <= stop; k += math::kGroup) {
           if (kOperation != kBackward) {
-            prefetch(x + k);
-            prefetch(t + k);
+            prefetch(all.x + k);
+            prefetch(all.t + k);
           }
-          group(run, x + k, t + k, p ? p + k : p, w ? w + k : w,
-                kOperation == kForward ? out : out + k, sum, &ignored);
+          group(run, all.at(k), sum, &ignored);
         }
-        if (k < stop) {
-          tail(*args, stop - k, x + k, t + k, p ? p + k : p, w ? w + k : w,
-               kOperation == kForward ? out : out + k, sum, &ignored);
-        }
+        if (k < stop) tail(*args, stop - k, all.at(k), sum, &ignored);
         for (int r = 0; r < math::kRow; ++r) acc[q + r] = sum[r];
       }
       if (kSums) *sums++ = math::halve<B>(acc);
@@ -731,30 +1116,125 @@ struct Loop {
   }
 };
 
-template <class B, class S>
-std::int64_t count_ignored(const Run& run) {
-  using Targets = TargetOps<B, S>;
+// Calls f(pointer to the targets of a vector, how many of them there are), the
+// last vector padded with 0.
+template <class B, class S, class F>
+SIGMOID_CE_INLINE void each_vector(const Run& run, F f) {
   const S* t = static_cast<const S*>(run.targets);
-  std::int64_t ignored = 0;
   std::int64_t i = 0;
-  for (; i + B::kLanes <= run.n; i += B::kLanes)
-    ignored += B::count(Targets::ignored(t + i, run));
+  for (; i + B::kLanes <= run.n; i += B::kLanes) f(t + i, B::kLanes);
   if (i < run.n) {
     S rest[B::kLanes];
     __builtin_memset(rest, 0, sizeof rest);
     __builtin_memcpy(rest, t + i, (run.n - i) * sizeof(S));
-    ignored += B::count(Targets::ignored(rest, run));
-    if (Targets::ignores_zero(run)) ignored -= B::kLanes - (run.n - i);
+    f(rest, static_cast<int>(run.n - i));
   }
-  return ignored;
+}
+
+template <class B, class S>
+struct Ignored {
+  const Run& run;
+  Counts* counts;
+  SIGMOID_CE_INLINE void operator()(const S* t, int n) const {
+    using Targets = TargetOps<B, S>;
+    counts->ignored += B::count(Targets::ignored(t, run));
+    if (Targets::ignores_zero(run)) counts->ignored -= B::kLanes - n;
+  }
+};
+template <class B, class S>
+struct Classes {
+  Counts* counts;
+  SIGMOID_CE_INLINE void operator()(const S* t, int n) const {
+    const typename B::V v = TargetOps<B, S>::load(t);
+    counts->positive += B::count(B::is_zero(B::sub(v, B::set(1))));
+    counts->negative += B::count(B::is_zero(v)) - (B::kLanes - n);
+  }
+};
+
+template <class B, class S>
+void count_ignored(const Run& run, Counts* counts) {
+  Counts c = {};
+  each_vector<B, S>(run, Ignored<B, S>{run, &c});
+  counts->ignored += c.ignored;
+}
+template <class B, class S>
+void count_classes(const Run& run, Counts* counts) {
+  Counts c = {};
+  each_vector<B, S>(run, Classes<B, S>{&c});
+  counts->positive += c.positive;
+  counts->negative += c.negative;
+}
+
+// As many of n values as there are.
+template <class B>
+SIGMOID_CE_INLINE void store_some(typename B::T* p, typename B::V v, int n) {
+  if (n == B::kLanes) return B::store(p, v);
+  typename B::T all[B::kLanes];
+  B::store(all, v);
+  __builtin_memcpy(p, all, n * sizeof(*p));
+}
+
+template <class B, class S>
+struct Convert {
+  const Run& run;
+  typename B::T** out;
+  SIGMOID_CE_INLINE void operator()(const S* t, int n) const {
+    using Targets = TargetOps<B, S>;
+    typename B::V v = Targets::load(t);
+    if (run.has_ignore_label) {
+      const typename B::V kept =
+          B::zero_if(Targets::ignored(t, run), B::set(1));
+      v = B::if_zero(kept, B::set(static_cast<typename B::T>(kIgnored)), v);
+    }
+    store_some<B>(*out, v, n);
+    *out += n;
+  }
+};
+template <class B, class H>
+struct Widen {
+  float** out;
+  SIGMOID_CE_INLINE void operator()(const H* p, int n) const {
+    store_some<B>(*out, B::load_half(p), n);
+    *out += n;
+  }
+};
+template <class B, class H>
+struct Narrow {
+  H** out;
+  SIGMOID_CE_INLINE void operator()(const float* p, int n) const {
+    if (n == B::kLanes) {
+      B::store_half(*out, B::load(p));
+    } else {
+      H all[B::kLanes];
+      B::store_half(all, B::load(p));
+      __builtin_memcpy(*out, all, n * sizeof(H));
+    }
+    *out += n;
+  }
+};
+
+template <class B, class S>
+void convert(const Run& run) {
+  typename B::T* out = static_cast<typename B::T*>(run.out);
+  each_vector<B, S>(run, Convert<B, S>{run, &out});
+}
+template <class B, class H>
+void widen(const Run& run) {
+  float* out = static_cast<float*>(run.out);
+  each_vector<B, H>(run, Widen<B, H>{&out});
+}
+template <class B, class H>
+void narrow(const Run& run) {
+  H* out = static_cast<H*>(run.out);
+  each_vector<B, float>(run, Narrow<B, H>{&out});
 }
 
 template <class B, class S, int U, int kOperation>
 void fill_operation(KernelTable* table, int scores, int target) {
   table->run[scores][target][kOperation][0] =
-      &Loop<B, S, kOperation, false, U>::run;
+      &Loop<B, S, kOperation, kPlain, U>::run;
   table->run[scores][target][kOperation][1] =
-      &Loop<B, S, kOperation, true, U>::run;
+      &Loop<B, S, kOperation, kGeneral, U>::run;
 }
 
 template <class B, class S, int U>
@@ -763,7 +1243,15 @@ void fill_target(KernelTable* table, int scores, int target) {
   fill_operation<B, S, U, kElementwise>(table, scores, target);
   fill_operation<B, S, U, kBackward>(table, scores, target);
   fill_operation<B, S, U, kForwardBackward>(table, scores, target);
-  table->count[scores][target] = &count_ignored<B, S>;
+  table->count_ignored[scores][target] = &count_ignored<B, S>;
+  table->count_classes[scores][target] = &count_classes<B, S>;
+  table->convert[scores][target] = &convert<B, S>;
+}
+
+template <class B, int U, int kOperation>
+void fill_focal(KernelTable* table, int scores) {
+  table->focal[scores][kOperation] =
+      &Loop<B, typename B::T, kOperation, kFocal, U>::run;
 }
 
 template <class B, int U>
@@ -774,6 +1262,12 @@ void fill_scores(KernelTable* table, int scores) {
   fill_target<B, std::int8_t, U>(table, scores, kTargetInt8);
   fill_target<B, std::int32_t, U>(table, scores, kTargetInt32);
   fill_target<B, std::int64_t, U>(table, scores, kTargetInt64);
+  fill_focal<B, U, kForward>(table, scores);
+  fill_focal<B, U, kElementwise>(table, scores);
+  fill_focal<B, U, kBackward>(table, scores);
+  fill_focal<B, U, kForwardBackward>(table, scores);
+  fill_focal<B, U, kHessian>(table, scores);
+  fill_focal<B, U, kTargetBackward>(table, scores);
 }
 
 // U: rows at a time, as many as the registers hold.
@@ -783,6 +1277,10 @@ KernelTable make_table(const char* name) {
   table.name = name;
   fill_scores<F32, U>(&table, 0);
   fill_scores<F64, U>(&table, 1);
+  table.widen[0] = &widen<F32, math::Float16>;
+  table.widen[1] = &widen<F32, math::Bfloat16>;
+  table.narrow[0] = &narrow<F32, math::Float16>;
+  table.narrow[1] = &narrow<F32, math::Bfloat16>;
   return table;
 }
 
@@ -846,12 +1344,32 @@ struct Avx512F32 {
     return _mm512_maskz_mov_ps(
         _mm512_cmp_ps_mask(u, _mm512_setzero_ps(), _CMP_NEQ_UQ), v);
   }
+  static SIGMOID_CE_INLINE V if_zero(V u, V v, V w) {
+    return _mm512_mask_blend_ps(is_zero(u), w, v);
+  }
+  static SIGMOID_CE_INLINE V quotient(V a, V b) { return div(a, b); }
+  // The exponent of a positive normal number, and the rest in [1, 2).
+  static SIGMOID_CE_INLINE V split(V v, V* mantissa) {
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i one = _mm512_set1_epi32(127 << 23);
+    const __m512i low =
+        _mm512_and_si512(bits, _mm512_set1_epi32((1 << 23) - 1));
+    *mantissa = _mm512_castsi512_ps(_mm512_or_si512(low, one));
+    const __m512i exponent = _mm512_srli_epi32(bits, 23);
+    return _mm512_cvtepi32_ps(
+        _mm512_sub_epi32(exponent, _mm512_set1_epi32(127)));
+  }
 
   static SIGMOID_CE_INLINE M is_zero(V v) {
     return _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_EQ_OQ);
   }
   static SIGMOID_CE_INLINE M none() { return 0; }
   static SIGMOID_CE_INLINE M either(M a, M b) { return static_cast<M>(a | b); }
+  static SIGMOID_CE_INLINE M both(M a, M b) { return static_cast<M>(a & b); }
+  static SIGMOID_CE_INLINE bool all(M m) { return m == 0xffff; }
+  static SIGMOID_CE_INLINE M differs(V a, V b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ);
+  }
   static SIGMOID_CE_INLINE M in_range(V v, V low, V high) {
     return _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(v, low, _CMP_GE_OQ), v,
                                    high, _CMP_LE_OQ);
@@ -860,6 +1378,34 @@ struct Avx512F32 {
     return _mm512_maskz_mov_ps(static_cast<M>(~m), v);
   }
   static SIGMOID_CE_INLINE int count(M m) { return __builtin_popcount(m); }
+
+  static SIGMOID_CE_INLINE __m256i load_16(const void* p) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+  }
+  static SIGMOID_CE_INLINE V load_half(const math::Float16* p) {
+    return _mm512_cvtph_ps(load_16(p));
+  }
+  static SIGMOID_CE_INLINE V load_half(const math::Bfloat16* p) {
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(load_16(p)), 16));
+  }
+  static SIGMOID_CE_INLINE void store_half(math::Float16* p, V v) {
+    _mm256_storeu_si256(
+        reinterpret_cast<__m256i*>(p),
+        _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  static SIGMOID_CE_INLINE void store_half(math::Bfloat16* p, V v) {
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd =
+        _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    const M nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    const __m512i rounded =
+        _mm512_mask_mov_epi32(_mm512_add_epi32(bits, up), nan, quiet);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+  }
 
   static SIGMOID_CE_INLINE V from_int(I v) { return _mm512_cvtepi32_ps(v); }
   static SIGMOID_CE_INLINE __m128i load16(const void* p) {
@@ -957,12 +1503,32 @@ struct Avx512F64 {
     return _mm512_maskz_mov_pd(
         _mm512_cmp_pd_mask(u, _mm512_setzero_pd(), _CMP_NEQ_UQ), v);
   }
+  static SIGMOID_CE_INLINE V if_zero(V u, V v, V w) {
+    return _mm512_mask_blend_pd(is_zero(u), w, v);
+  }
+  static SIGMOID_CE_INLINE V quotient(V a, V b) { return div(a, b); }
+  // The exponent of a positive normal number, and the rest in [1, 2).
+  static SIGMOID_CE_INLINE V split(V v, V* mantissa) {
+    const __m512i bits = _mm512_castpd_si512(v);
+    const __m512i one = _mm512_set1_epi64(INT64_C(1023) << 52);
+    const __m512i low =
+        _mm512_and_si512(bits, _mm512_set1_epi64((INT64_C(1) << 52) - 1));
+    *mantissa = _mm512_castsi512_pd(_mm512_or_si512(low, one));
+    const __m512i exponent = _mm512_srli_epi64(bits, 52);
+    return _mm512_cvtepi64_pd(
+        _mm512_sub_epi64(exponent, _mm512_set1_epi64(1023)));
+  }
 
   static SIGMOID_CE_INLINE M is_zero(V v) {
     return _mm512_cmp_pd_mask(v, _mm512_setzero_pd(), _CMP_EQ_OQ);
   }
   static SIGMOID_CE_INLINE M none() { return 0; }
   static SIGMOID_CE_INLINE M either(M a, M b) { return static_cast<M>(a | b); }
+  static SIGMOID_CE_INLINE M both(M a, M b) { return static_cast<M>(a & b); }
+  static SIGMOID_CE_INLINE bool all(M m) { return m == 0xff; }
+  static SIGMOID_CE_INLINE M differs(V a, V b) {
+    return _mm512_cmp_pd_mask(a, b, _CMP_NEQ_UQ);
+  }
   static SIGMOID_CE_INLINE M in_range(V v, V low, V high) {
     return _mm512_mask_cmp_pd_mask(_mm512_cmp_pd_mask(v, low, _CMP_GE_OQ), v,
                                    high, _CMP_LE_OQ);

@@ -5,6 +5,7 @@
 // NOLINT_NEXT_LINE(build/include_order)
 #include <cuda_runtime.h>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -62,10 +63,11 @@
 // with SIGMOID_CE_BOTH of the host too.
 #if defined(__CUDACC__)
 #define SIGMOID_CE_INLINE __device__ inline __attribute__((always_inline))
-#define SIGMOID_CE_BOTH __host__ __device__ inline
+#define SIGMOID_CE_BOTH \
+  __host__ __device__ inline __attribute__((always_inline))
 #else
 #define SIGMOID_CE_INLINE inline __attribute__((always_inline))
-#define SIGMOID_CE_BOTH inline
+#define SIGMOID_CE_BOTH inline __attribute__((always_inline))
 #endif
 
 // A product that must be rounded before it is added: hides it from the
@@ -231,8 +233,16 @@ enum Operation {
   kElementwise,
   kBackward,
   kForwardBackward,
-  kOperations
+  kOperations,
+  // Of the focal kernels only, which do without a focal loss too:
+  kHessian = kOperations,  // forward, backward and the Hessian
+  kTargetBackward,         // the gradient with respect to the targets
+  kFocalOperations
 };
+
+// Kernels without options, with those that are branches taken by all alike, and
+// with the focal loss as well.
+enum Kind { kPlain, kGeneral, kFocal };
 
 // Types of targets beside the scores' own.
 enum Target {
@@ -271,23 +281,33 @@ struct Number {
   explicit Number(double v) : f64(v), f32(static_cast<float>(v)) {}
 };
 
+// How many targets of a group are 1, and how many 0; then the weights w+ and w-
+// of the two classes, in the same place and in the type that is computed in.
+struct ClassSlot {
+  std::uint64_t counts[2];
+};
+
 // In device memory; the caller's. Zero before a pass of several blocks that
-// adds to it.
+// adds to it, and before one that counts. The slots of the groups of `balance`
+// follow.
 struct Workspace {
   std::int64_t words[math::kWords];  // a Partial, not normalised
-  std::uint64_t ignored;             // of the pass that counts
   std::uint32_t blocks_done;
   std::uint32_t count_blocks_done;
-  double divisor;  // max(1, number of elements that are not ignored)
+  // Of the pass that counts.
+  std::uint64_t ignored;  // by their label
+  ClassSlot all;          // where there are no groups
+  double divisor;         // max(1, d)
 };
 
 struct Arguments {
-  DeviceView scores, targets, out;
+  DeviceView scores, targets, out, hessian;
   std::int64_t first;  // index of the first element in the whole shape
   std::int64_t count;  // elements of the call
   unsigned tiles;      // pieces of work of the kernel
   bool vector;  // every array fits wide loads, wherever a tile has all its
                 // elements
+  bool vector_targets;  // the targets by themselves do, 16 bytes at a time
   DType target_dtype;
 
   // Factor on the gradient: `scale`, or loss_weight / *divisor.
@@ -299,17 +319,48 @@ struct Arguments {
   bool has_pos_weight;
   bool pos_weight_per_channel;  // else `pos_weight`
   Number pos_weight;
-  DeviceView pos_weights;  // of the type that is computed in
-  bool has_weights;        // else `weight`
-  bool wide_weights;       // of the scores' type, and side by side
+  DeviceView pos_weights;    // of the type that is computed in
+  unsigned pos_weight_step;  // bytes from one to the next in a row: of one
+                             // value, or 0
+  bool has_weights;          // else `weight`
+  bool wide_weights;         // of the scores' type, and side by side
   Number weight;
   DType weight_dtype;
   int weight_itemsize;
   DeviceView weights;
   bool has_ignore_label;
+  bool ignores_uncertain;  // targets other than 0 and 1
   Number ignore_low,
       ignore_high;            // float targets: ignored when low <= t <= high
   std::int64_t ignore_label;  // integer targets
+  bool has_smoothing;
+  Number smoothing_factor, smoothing_term;  // t becomes t factor + term
+  bool has_class_weights;
+  bool class_weights_by_group;  // else `class_weight`
+  Number class_weight[2];       // w+ and w-
+  DeviceView class_weights;     // pairs of the type that is computed in, a
+                                // ClassSlot apart
+  unsigned class_weight_step;
+
+  // Of focal kernels.
+  bool has_gamma;
+  Number gamma;
+
+  // Counting, and the table of the class weights.
+  bool counts_groups;  // into class_slots, whose weights follow; else
+                       // Workspace::all
+  Axis group_length,
+      groups;  // counted together: those of one index / length % count
+  ClassSlot* class_slots;       // of each group that has weights; or null
+  bool slots_of_float64;        // the weights there are
+  std::uint64_t weight_count;   // groups that have weights
+  const double* given_weights;  // pairs, instead of those that follow from the
+                                // counts; or null
+  double* class_weights_out;    // pairs, for the caller; or null
+  Balance balance;
+  double positive_factor, negative_factor;
+  bool counts_foreground;  // for the divisor: targets that are 1, else those
+                           // that are not ignored
 
   // Results of the passes that add: device memory, or null.
   Workspace* workspace;
@@ -317,7 +368,8 @@ struct Arguments {
   bool loss_is_float64;
   double* loss_divisor;
   std::int64_t* partial;
-  bool divide_by_valid;  // by max(1, number of elements not ignored), else by:
+  bool divide_by_valid;       // by max(1, number of elements not ignored),
+  bool divide_by_foreground;  // or by what was counted before; else by:
   double sum_divisor;
 };
 
@@ -325,14 +377,18 @@ struct Arguments {
 // take one Arguments.
 struct KernelTable {
   const void* run[kTargets][kOperations][2];
+  const void* focal[kFocalOperations];  // for targets of any type
 };
 
 const KernelTable* float16_kernels();
 const KernelTable* bfloat16_kernels();
 const KernelTable* float32_kernels();
 const KernelTable* float64_kernels();
-// By DType, of functions that take one Arguments; null where there is none.
-const void* valid_kernel(DType targets);
+// Of functions that take one Arguments. By DType, null where there is none:
+// counts the targets.
+const void* count_kernel(DType targets);
+// Class weights where nothing is counted.
+const void* class_weights_kernel();
 
 }  // namespace cuda
 }  // namespace sigmoid_ce
@@ -385,8 +441,10 @@ SIGMOID_CE_INLINE double halve(double (&acc)[kAccumulators]) {
 //   sigmoid(-a) u = x >= 0 ? 1 - t : p t        c = 1, or (1 - t) + p t with
 //   pos_weight loss = w (a u + c m)            gradient = w (x >= 0 ? u - c q :
 //   c q - u)
+//                                   Hessian  = w c q (1 - q)
 //
 // which is w (p t softplus(-x) + (1 - t) softplus(x)) without a cancellation.
+// The focal loss is below.
 //
 //   shapes, dtypes   lanes of float or double, O::T
 //   valid range      every x; t finite; p finite and >= 0; every w
@@ -406,7 +464,8 @@ SIGMOID_CE_INLINE double halve(double (&acc)[kAccumulators]) {
 //                 valid range        max error   special values
 //   exp_neg(a)    [0, inf], NaN      0.9 ulp     inf -> +0, NaN -> NaN;
 //   subnormals right log1p_01(z)   [0, 1], NaN        0.9 ulp     0 -> 0, NaN
-//   -> NaN
+//   -> NaN log_01(y)     (0, 2)             of 1        1 -> 0; anything else
+//   gives a number that means nothing
 //
 // Constants: tools/fit_polynomials.py prints them, with the error of each fit.
 
@@ -443,6 +502,9 @@ struct ExpLog1p<float> {
   // kLn2Hi is exact too.
   static constexpr float kLn2Hi = 0.69314575f;
   static constexpr float kLn2Lo = 1.4286068e-06f;
+  // Makes a subnormal number normal: 2^kLift.
+  static constexpr int kLift = 64;
+  static constexpr float kLifted = 1.8446744e+19f;
 
   // E with exp(-r) = 1 + r E(r), |r| <= ln(2)/2: relative error 2^-28.0
   template <class O>
@@ -468,6 +530,8 @@ struct ExpLog1p<double> {
   static constexpr double kUnbias = 7.458340731200207e-155;
   static constexpr double kLn2Hi = 0.6931471805582987;  // 36 bits, N < 2^11
   static constexpr double kLn2Lo = 1.6465949582897082e-12;
+  static constexpr int kLift = 128;
+  static constexpr double kLifted = 3.402823669209385e+38;
 
   template <class O>  // relative error 2^-57.7
   static SIGMOID_CE_INLINE typename O::V exp_polynomial(typename O::V r) {
@@ -509,6 +573,19 @@ template <class O>
 SIGMOID_CE_INLINE typename O::V log1p_01(typename O::V z) {
   using C = ExpLog1p<typename O::T>;
   return O::fma(z, C::template log_polynomial<O>(O::sub(z, O::set(0.5f))), z);
+}
+
+// y = 2^-N (1 + f): log1p(f) - N ln 2. The error is absolute, an ulp of the
+// larger of 1 and |log y|.
+template <class O>
+SIGMOID_CE_INLINE typename O::V log_01(typename O::V y) {
+  using V = typename O::V;
+  using C = ExpLog1p<typename O::T>;
+  V f;
+  const V exponent = O::split(O::mul(y, O::set(C::kLifted)), &f);
+  const V n = O::sub(O::set(C::kLift), exponent);
+  const V l = log1p_01<O>(O::sub(f, O::set(1)));
+  return O::fnma(n, O::set(C::kLn2Hi), O::fnma(n, O::set(C::kLn2Lo), l));
 }
 
 }  // namespace math
@@ -560,10 +637,134 @@ struct Element {
   }
 
   SIGMOID_CE_INLINE V gradient() const {
-    // z / (1 + z) by itself misses 2 ulp, since 1 + z is rounded. z - z * that
-    // has the rounding times z.
-    const V q = O::fnma(z, O::div(z, O::add(O::set(1), z)), z);
-    return O::flip_sign(O::fnma(c, q, u), x);
+    return O::flip_sign(O::fnma(c, sigmoid_neg(), u), x);
+  }
+
+  SIGMOID_CE_INLINE V hessian() const {
+    const V q = sigmoid_neg();
+    return O::mul(O::mul(c, q), O::sub(O::set(1), q));
+  }
+
+  // d loss / d t = p softplus(-x) - softplus(x), which is -x where p = 1.
+  SIGMOID_CE_INLINE V target_gradient(V p) const {
+    const V m = O::fma(c, O::set(0), log1p_01<O>(z));  // NaN for an infinite t
+    const V n = O::sub(O::set(1), p);
+    const V f = O::by_sign(x, p, O::set(1));
+    const V far = O::mul(f, O::zero_where_zero(f, a));
+    const V positive = O::sub(O::set(0), O::fma(n, m, far));
+    return O::by_sign(x, O::fnma(n, m, far), positive);
+  }
+
+  // q: z / (1 + z) by itself misses 2 ulp, since 1 + z is rounded. z - z * that
+  // has the rounding times z.
+  SIGMOID_CE_INLINE V sigmoid_neg() const {
+    return O::fnma(z, O::div(z, O::add(O::set(1), z)), z);
+  }
+};
+
+// The focal loss (Lin et al., Focal loss for dense object detection, 2017): the
+// factor R = r^gamma, where r is what sigmoid(x) gives the wrong class, t (1 -
+// sigmoid(x)) + (1 - t) sigmoid(x). With the names of Element, E its loss:
+//
+//   v = x >= 0 ? 1 - t : t     k = 1 - v     s = 1 - q        v is u without p
+//   r = v s + k q = (v + k z) / (1 + z)
+//   L = -log r = D + m, with D = -log(v + k z)                a where v = 0,
+//   and 0 where v = 1 R = exp(-gamma L)
+//
+// Hard targets need no logarithm, and keep their tails. As f = R E, and with h
+// = q s / r, rho = (2 v - 1) h:
+//
+//   f'  = R (E' + gamma rho E)                                up to the sign of
+//   x, as E' f'' = R (E'' + gamma (2 rho E' + rho E ((gamma - 1) rho + q - s)))
+//   df/dt = R (dE/dt +- gamma (s - q) E / r)
+//
+//   valid range      t in [0, 1], else NaN; gamma in [0, 10^6]
+//   max error        docs/numerics.md
+template <class O>
+struct Focal {
+  using T = typename O::T;
+  using V = typename O::V;
+
+  const Element<O>& e;
+  V v, k, m, q, s, h, gamma, factor;
+
+  // t: the target that `element` was made with.
+  SIGMOID_CE_INLINE Focal(const Element<O>& element, V t, V power)
+      : e(element), gamma(power) {
+    const V one = O::set(1);
+    v = O::by_sign(e.x, t, O::sub(one, t));
+    k = O::sub(one, v);
+    m = log1p_01<O>(e.z);
+    q = e.sigmoid_neg();
+    s = O::sub(one, q);
+    const V a = O::min_or_nan(
+        e.a, O::set(1e12f));  // finite, and far beyond where R is 0
+    V d = O::zero_where_zero(k, a);
+    h = O::if_zero(v, s, q);
+    if (!O::all(O::either(O::is_zero(v), O::is_zero(k)))) {
+      // A hard target among soft ones gets the bits that it gets among hard
+      // ones.
+      const V log_y = log_01<O>(O::fma(k, e.z, v));
+      d = O::if_zero(v, a, O::sub(O::set(0), log_y));
+      const V soft = O::quotient(O::mul(q, s), r());
+      h = O::if_zero(v, s, O::if_zero(k, q, soft));
+      const V nan = O::quotient(O::set(0), O::set(0));
+      d = O::add(d, O::zero_if(O::in_range(v, O::set(0), one), nan));
+    }
+    // gamma L as g + (a rest): exp has the absolute error of its argument,
+    // which is large in the tails.
+    const V high = O::add(d, m);
+    const V low = O::sub(m, O::sub(high, d));
+    const V g = O::mul(gamma, high);
+    const V minus_rest = O::fnma(gamma, low, O::fnma(gamma, high, g));
+    const V power_of_r = exp_neg<O>(g);
+    factor = O::fma(power_of_r, minus_rest, power_of_r);
+  }
+
+  SIGMOID_CE_INLINE V loss(V plain) const { return scaled(plain); }
+
+  SIGMOID_CE_INLINE V gradient() const {
+    return O::flip_sign(
+        O::mul(factor, O::fma(O::mul(gamma, rho()), near_loss(), slope())),
+        e.x);
+  }
+
+  SIGMOID_CE_INLINE V hessian() const {
+    const V p = rho();
+    const V curve = O::fma(O::sub(gamma, O::set(1)), p, O::sub(q, s));
+    const V change =
+        O::fma(O::add(p, p), slope(), O::mul(O::mul(p, near_loss()), curve));
+    return O::mul(factor, O::fma(gamma, change, O::mul(O::mul(e.c, q), s)));
+  }
+
+  // plain: of the element, and its loss.
+  SIGMOID_CE_INLINE V target_gradient(V plain, V loss) const {
+    // A hard target has E / r = c m / q, which goes to c. The small term hides
+    // the steps of subnormal numbers.
+    const V small = O::set(1 / ExpLog1p<T>::kLifted);
+    const V hard = O::mul(e.c, O::quotient(O::add(m, small), O::add(q, small)));
+    const V ratio = O::if_zero(v, hard, O::quotient(loss, r()));
+    const V change = O::mul(gamma, O::sub(s, q));
+    return scaled(O::by_sign(e.x, O::fma(change, ratio, plain),
+                             O::fnma(change, ratio, plain)));
+  }
+
+ private:
+  // Nothing where R is 0, as it can be at infinite scores.
+  SIGMOID_CE_INLINE V scaled(V v) const {
+    return O::mul(factor, O::zero_where_zero(factor, v));
+  }
+  SIGMOID_CE_INLINE V limited() const {
+    return O::min_or_nan(e.a, O::set(ExpLog1p<T>::kExpLimit));
+  }
+  SIGMOID_CE_INLINE V r() const { return O::fma(k, q, O::mul(v, s)); }
+  SIGMOID_CE_INLINE V rho() const {
+    return O::mul(O::fma(O::set(2), v, O::set(-1)), h);
+  }
+  SIGMOID_CE_INLINE V slope() const { return O::fnma(e.c, q, e.u); }
+  // E, but finite where x is infinite: beyond the limit h is 0.
+  SIGMOID_CE_INLINE V near_loss() const {
+    return O::fma(limited(), e.u, O::mul(e.c, m));
   }
 };
 
@@ -642,6 +843,132 @@ SIGMOID_CE_BOTH void narrow(float value, Float16* result) {
 }  // namespace math
 }  // namespace sigmoid_ce
 
+// Which targets ignore_label means, and what the sum is divided by. Caffe's
+// rules (LossParameter, SigmoidCrossEntropyLossLayer), in a form that every
+// device computes alike.
+
+namespace sigmoid_ce {
+namespace math {
+
+// The smallest T that is >= m.
+template <class T>
+T float_at_least(std::uint64_t m) {
+  const T v =
+      static_cast<T>(m);  // nearest; m <= 2^63 + 1, so that v converts back
+  return static_cast<std::uint64_t>(v) < m
+             ? std::nextafter(v, std::numeric_limits<T>::infinity())
+             : v;
+}
+
+// Targets of a floating type whose truncation to an integer is `label`: those
+// with low <= t <= high; none where low > high. k = 0: -1 < t < 1; k > 0: k <=
+// t < k + 1; k < 0: k - 1 < t <= k.
+template <class T>
+void ignore_range(std::int64_t label, T* low, T* high) {
+  const T one_less = std::nextafter(T(1), T(0));
+  if (label == 0) {
+    *low = -one_less;
+    *high = one_less;
+    return;
+  }
+  const std::uint64_t m =
+      label < 0 ? ~static_cast<std::uint64_t>(label) + 1 : label;
+  const T near = float_at_least<T>(m);
+  const T far = std::nextafter(float_at_least<T>(m + 1), T(0));
+  *low = label < 0 ? -far : near;
+  *high = label < 0 ? -near : far;
+}
+
+// Which elements are counted together for `balance`: those of one (index /
+// length) % count.
+struct Groups {
+  std::int64_t length, count;
+};
+
+inline Groups groups_of(const Options& options, const std::int64_t* shape,
+                        int ndim, std::int64_t n_total) {
+  Groups groups = {n_total > 0 ? n_total : 1, 1};
+  int axes = 0;  // that the groups have an index of each
+  if (options.balance == Balance::kImage) {
+    groups.count = shape[0];
+    axes = 1;
+  }
+  if (options.balance != Balance::kNone && options.balance_per_channel) {
+    groups.count *= shape[1];
+    axes = 2;
+  }
+  if (axes > 0) {
+    groups.length = 1;
+    for (int d = axes; d < ndim; ++d) groups.length *= shape[d];
+    if (groups.length == 0) groups.length = 1;
+  }
+  return groups;
+}
+
+inline bool has_class_weights(const Options& options) {
+  return options.class_weights != nullptr ||
+         options.balance != Balance::kNone || options.negative_scale != 1 ||
+         options.has_alpha;
+}
+
+// w+ and w- where P targets are 1 and M are 0. Products and quotients only,
+// which every compiler rounds alike.
+SIGMOID_CE_BOTH void class_weights(Balance balance, double positive_factor,
+                                   double negative_factor, std::int64_t p,
+                                   std::int64_t m, double* weights) {
+  double positive = 1, negative = 1;
+  const std::int64_t v = p + m;
+  if (balance == Balance::kBatchMean) {
+    std::int64_t k = p < v - 1 ? p : v - 1;
+    k = k > 1 ? k : 1;
+    const std::int64_t rest = v - k > 1 ? v - k : 1;
+    positive = static_cast<double>(v) / static_cast<double>(2 * k);
+    negative = static_cast<double>(v) / static_cast<double>(2 * rest);
+  } else if (balance != Balance::kNone) {
+    const double all = static_cast<double>(v > 1 ? v : 1);
+    positive = static_cast<double>(m) / all;
+    negative = static_cast<double>(p) / all;
+  }
+  weights[0] = positive * positive_factor;
+  weights[1] = negative * negative_factor;
+}
+
+inline void class_weights(const Options& o, std::int64_t p, std::int64_t m,
+                          double* weights) {
+  class_weights(o.balance, o.has_alpha ? o.alpha : 1.0,
+                (o.has_alpha ? 1.0 - o.alpha : 1.0) * o.negative_scale, p, m,
+                weights);
+}
+
+// max(1, d), or Options::divisor.
+inline double divisor(const Options& options, std::int64_t batch_size,
+                      std::int64_t n_valid, std::int64_t n_total,
+                      std::int64_t n_foreground = 0) {
+  std::int64_t d = 1;
+  switch (options.normalization) {
+    case Normalization::kFull:
+      d = n_total;
+      break;
+    case Normalization::kValid:
+      d = n_valid;
+      break;
+    case Normalization::kBatchSize:
+      d = batch_size;
+      break;
+    case Normalization::kNone:
+      break;
+    case Normalization::kForeground:
+      d = n_foreground;
+      break;
+    case Normalization::kNumber:
+      return options.divisor;
+  }
+  return d > 1 ? static_cast<double>(d) : 1.0;
+}
+
+}  // namespace math
+}  // namespace sigmoid_ce
+
 // The type tag of boolean targets: a byte of which any value but 0 is true.
 
 namespace sigmoid_ce {
@@ -654,9 +981,9 @@ struct Bool {
 }  // namespace math
 }  // namespace sigmoid_ce
 
-// Ops on one element of a CUDA thread, for cpp/math/element.h. Every operation
-// is an intrinsic that rounds to nearest and that the compiler never contracts,
-// so that no flag changes the bits.
+// Ops on one element of a CUDA thread, for cpp/math/element.h. Every addition
+// is an intrinsic that rounds to nearest and that the compiler never contracts
+// with a product before it, so that no flag changes the bits.
 
 // z / d for 0 <= z <= 1 and d = fl(1 + z), rounded as IEEE division rounds it:
 // Newton's iteration for 1 / d and one correction of the quotient by its exact
@@ -693,7 +1020,8 @@ template <>
 struct Arithmetic<float> {
   using Bits = std::uint32_t;
   static constexpr int kMantissa = 23;
-  static constexpr Bits kOne = Bits(127) << kMantissa;
+  static constexpr int kBias = 127;
+  static constexpr Bits kOne = Bits(kBias) << kMantissa;
   SIGMOID_CE_DEVICE_INLINE Bits bits(float v) { return __float_as_uint(v); }
   SIGMOID_CE_DEVICE_INLINE float from_bits(Bits b) {
     return __uint_as_float(b);
@@ -711,8 +1039,11 @@ struct Arithmetic<float> {
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(approximate) : "f"(b));
     return divide(a, b, approximate);
 #else
-    return a / b;
+    return divide(a, b, 1.0f / b);
 #endif
+  }
+  SIGMOID_CE_DEVICE_INLINE float quotient(float a, float b) {
+    return __fdiv_rn(a, b);
   }
   SIGMOID_CE_DEVICE_INLINE float fma(float a, float b, float c) {
     return __fmaf_rn(a, b, c);
@@ -729,7 +1060,8 @@ struct Arithmetic<double> {
 // NOLINT_NEXT_LINE(runtime/int)
   using Bits = unsigned long long;
   static constexpr int kMantissa = 52;
-  static constexpr Bits kOne = Bits(1023) << kMantissa;
+  static constexpr int kBias = 1023;
+  static constexpr Bits kOne = Bits(kBias) << kMantissa;
   SIGMOID_CE_DEVICE_INLINE Bits bits(double v) {
     return static_cast<Bits>(__double_as_longlong(v));
   }
@@ -746,6 +1078,9 @@ struct Arithmetic<double> {
   SIGMOID_CE_DEVICE_INLINE double div(double a, double b) {
     return __ddiv_rn(a, b);
   }
+  SIGMOID_CE_DEVICE_INLINE double quotient(double a, double b) {
+    return __ddiv_rn(a, b);
+  }
   SIGMOID_CE_DEVICE_INLINE double fma(double a, double b, double c) {
     return __fma_rn(a, b, c);
   }
@@ -758,6 +1093,7 @@ template <class Real>
 struct Ops {
   using T = Real;
   using V = Real;
+  using M = bool;
   using A = Arithmetic<Real>;
   using Bits = typename A::Bits;
   static constexpr Bits kSign = Bits(1) << (8 * sizeof(Real) - 1);
@@ -792,6 +1128,23 @@ struct Ops {
   SIGMOID_CE_DEVICE_INLINE V zero_where_zero(V u, V v) {
     return u == 0 ? V(0) : v;
   }
+  SIGMOID_CE_DEVICE_INLINE V if_zero(V u, V v, V w) { return u == 0 ? v : w; }
+  // Of any two numbers; `div` is for z / (1 + z).
+  SIGMOID_CE_DEVICE_INLINE V quotient(V a, V b) { return A::quotient(a, b); }
+  // The exponent of a positive normal number, and the rest in [1, 2).
+  SIGMOID_CE_DEVICE_INLINE V split(V v, V* mantissa) {
+    constexpr Bits kLow = (Bits(1) << A::kMantissa) - 1;
+    *mantissa = A::from_bits((A::bits(v) & kLow) | A::kOne);
+    return A::from_int(static_cast<int>(A::bits(v) >> A::kMantissa) - A::kBias);
+  }
+
+  SIGMOID_CE_DEVICE_INLINE M is_zero(V v) { return v == 0; }
+  SIGMOID_CE_DEVICE_INLINE M either(M a, M b) { return a | b; }
+  SIGMOID_CE_DEVICE_INLINE bool all(M m) { return m; }
+  SIGMOID_CE_DEVICE_INLINE M in_range(V v, V low, V high) {
+    return v >= low && v <= high;
+  }
+  SIGMOID_CE_DEVICE_INLINE V zero_if(M m, V v) { return m ? V(0) : v; }
 };
 
 }  // namespace cuda
@@ -807,12 +1160,23 @@ constexpr int kThreads = 256;
 // Half of the threads that a multiprocessor holds: 64 registers each on those
 // with 2048 threads.
 constexpr int kMinBlocks = 4;
+// Of kernels with a focal loss in double precision, which needs more registers.
+constexpr int kMinBlocksFocal64 = 2;
+constexpr int min_blocks(int itemsize, int kind) {
+  return kind == kFocal && itemsize == 8 ? kMinBlocksFocal64 : kMinBlocks;
+}
 // Bytes of one load or store of a thread.
 constexpr int kVectorBytes = 16;
 // Rows of a thread, of four, of so many elements, that are loaded before the
 // first is computed. More would not fit the registers.
-constexpr int rows_at_once(int lanes, bool general, bool sums) {
-  return !general && (lanes == 4 || (lanes == 2 && !sums)) ? 2 : 1;
+constexpr int rows_at_once(int lanes, bool options, bool sums) {
+  return !options && (lanes == 4 || (lanes == 2 && !sums)) ? 2 : 1;
+}
+// Elements of a row that are computed side by side where there are options. A
+// focal loss is too long to be there more than once, and fills the processor by
+// the threads that there are.
+constexpr int elements_at_once(int lanes, int kind) {
+  return kind == kFocal ? 1 : lanes == 8 ? 2 : lanes;
 }
 // Blocks of the grid per multiprocessor: several times what runs at once, so
 // that the last ones end together, and few enough that their additions to the
@@ -823,6 +1187,12 @@ constexpr int kBlocksPerMultiprocessor = 32;
 // the sum.
 constexpr int tile_of(int itemsize) {
   return itemsize >= 4 ? 4096 : kThreads * (kVectorBytes / itemsize) * 4;
+}
+
+// Targets of so many bytes that a block counts at once: those of a warp fit 16
+// bits.
+constexpr int count_tile_of(int itemsize) {
+  return 8 * kThreads * (kVectorBytes / itemsize);
 }
 
 }  // namespace cuda
@@ -939,6 +1309,32 @@ SIGMOID_CE_DEVICE_INLINE bool is_ignored(double t, const A& args) {
   return is_in_range(t, 0.0, args);
 }
 
+// The class of a target: 1, 0, or -1 for what lies between or beyond.
+template <class S>
+SIGMOID_CE_DEVICE_INLINE int class_of(S t) {
+  return t == 1 ? 1 : t == 0 ? 0 : -1;
+}
+SIGMOID_CE_DEVICE_INLINE int class_of(math::Bool t) {
+  return t.byte != 0 ? 1 : 0;
+}
+SIGMOID_CE_DEVICE_INLINE int class_of(math::Float16 t) {
+  float v;
+  convert(t, &v);
+  return class_of(v);
+}
+SIGMOID_CE_DEVICE_INLINE int class_of(math::Bfloat16 t) {
+  float v;
+  convert(t, &v);
+  return class_of(v);
+}
+
+// By its label, or for being uncertain.
+template <class S, class A>
+SIGMOID_CE_DEVICE_INLINE bool is_left_out(S t, const A& args) {
+  return (args.has_ignore_label && is_ignored(t, args)) ||
+         (args.ignores_uncertain && class_of(t) < 0);
+}
+
 // The unit of a wide load or store of so many bytes.
 template <int kBytes>
 struct Chunk {
@@ -984,6 +1380,12 @@ SIGMOID_CE_DEVICE_INLINE void store_wide(char* p, const S (&values)[N]) {
   for (int k = 0; k < kChunks; ++k) reinterpret_cast<C*>(p)[k] = chunks[k];
 }
 
+// n / extent, for n below 2^63.
+SIGMOID_CE_DEVICE_INLINE std::uint64_t divided(std::uint64_t n,
+                                               const Axis& axis) {
+  return (__umul64hi(n, axis.magic) + n) >> axis.shift;
+}
+
 // Where the element of an index is.
 struct Place {
   std::int64_t offset;  // bytes
@@ -1001,8 +1403,7 @@ SIGMOID_CE_DEVICE_INLINE Place place_of(const DeviceView& view,
   std::uint64_t rest = static_cast<std::uint64_t>(first + index);
 #pragma unroll 1
   for (int d = view.n_axes - 1; d > 0; --d) {
-    const std::uint64_t quotient =
-        (__umul64hi(rest, view.axes[d].magic) + rest) >> view.axes[d].shift;
+    const std::uint64_t quotient = divided(rest, view.axes[d]);
     place.offset +=
         static_cast<std::int64_t>(rest - quotient * view.axes[d].extent) *
         view.axes[d].stride;
@@ -1051,7 +1452,8 @@ SIGMOID_CE_DEVICE_INLINE void finish(const Arguments& args,
   if (k != 0) return;
   const double sum =
       math::sum_of_words(words, math::exact_round(words, lowest, top));
-  double divisor = args.sum_divisor;
+  double divisor =
+      args.divide_by_foreground ? args.workspace->divisor : args.sum_divisor;
   if (args.divide_by_valid) {
     divisor = words[math::kWordValid] > 1
                   ? static_cast<double>(words[math::kWordValid])
@@ -1088,20 +1490,22 @@ SIGMOID_CE_DEVICE_INLINE void add_to(std::int64_t* total, std::int64_t value) {
 
 // ---- Targets and weights of any type ----
 
-// Stands for the integers, whose type is known when the kernel runs.
+// Stand for the integers, and for every type, which is known when the kernel
+// runs.
 struct Integer {};
+struct Any {};
 
-// Calls `f` with a null pointer of the type of the targets.
+// Calls `f` with a null pointer of the type of the targets, beside scores of X.
 template <class S>
 struct TargetType {
-  template <class F>
+  template <class X, class F>
   SIGMOID_CE_DEVICE_INLINE void dispatch(DType, const F& f) {
     f(static_cast<const S*>(nullptr));
   }
 };
 template <>
 struct TargetType<Integer> {
-  template <class F>
+  template <class X, class F>
   SIGMOID_CE_DEVICE_INLINE void dispatch(DType dtype, const F& f) {
     switch (dtype) {
       case DType::kBool:
@@ -1115,6 +1519,21 @@ struct TargetType<Integer> {
       default:
         return f(static_cast<const std::int64_t*>(nullptr));
     }
+  }
+};
+template <>
+struct TargetType<Any> {
+  template <class X, class F>
+  SIGMOID_CE_DEVICE_INLINE void dispatch(DType dtype, const F& f) {
+#if !defined(SIGMOID_CE_TARGETS_OF_SCORES_ONLY)
+    if (dtype >= DType::kBool && dtype <= DType::kInt64) {
+      return TargetType<Integer>::template dispatch<X>(dtype, f);
+    }
+    if (!std::is_same<X, float>::value && dtype == DType::kFloat32) {
+      return f(static_cast<const float*>(nullptr));
+    }
+#endif
+    f(static_cast<const X*>(nullptr));
   }
 };
 
@@ -1144,7 +1563,7 @@ struct LoadTargets {
     if (!find_ignored) return;
 #pragma unroll
     for (int k = 0; k < kLanes; ++k)
-      *ignored |= is_ignored(t[0][k], args) ? 1u << k : 0u;
+      *ignored |= is_left_out(t[0][k], args) ? 1u << k : 0u;
   }
 };
 
@@ -1162,7 +1581,7 @@ struct LoadTarget {
         args.targets.data +
         place_of(args.targets, sizeof(S), args.first, index).offset);
     convert(t, target);
-    *ignored = args.has_ignore_label && is_ignored(t, args);
+    *ignored = is_left_out(t, args);
   }
 };
 
@@ -1189,18 +1608,23 @@ SIGMOID_CE_DEVICE_INLINE T load_weight(const char* p, DType dtype) {
 // ---- A pass over the elements ----
 
 // X: scores; S: targets.
-template <class X, class S, int kOperation, bool kGeneral>
+template <class X, class S, int kOperation, int kKind>
 struct Pass {
   using T = typename ComputeType<X>::Type;
   using O = Ops<T>;
   using Element = math::Element<O>;
 
+  static constexpr bool kOptions = kKind != kPlain;
   static constexpr bool kFinite = std::is_same<S, Integer>::value;
-  using Kept = typename std::conditional<kFinite, T, S>::type;
-  static constexpr bool kSums =
-      kOperation == kForward || kOperation == kForwardBackward;
-  static constexpr bool kGradient =
-      kOperation == kBackward || kOperation == kForwardBackward;
+  static constexpr bool kConverts = kFinite || std::is_same<S, Any>::value;
+  using Kept = typename std::conditional<kConverts, T, S>::type;
+  static constexpr bool kSums = kOperation == kForward ||
+                                kOperation == kForwardBackward ||
+                                kOperation == kHessian;
+  static constexpr bool kGradient = kOperation == kBackward ||
+                                    kOperation == kForwardBackward ||
+                                    kOperation == kHessian;
+  static constexpr bool kScales = kGradient || kOperation == kTargetBackward;
   static constexpr bool kWrites = kOperation != kForward;
   static constexpr int kLanes = kVectorBytes / sizeof(X);  // r of one thread
   static constexpr int kThreadsPerRow = math::kRow / kLanes;
@@ -1213,7 +1637,8 @@ struct Pass {
   static constexpr int kTile = kBlocks * math::kBlock;
   static constexpr int kCells =
       kSteps * kThreads;  // of a tile: the four rows of a thread, kLanes wide
-  static constexpr int kRowsAtOnce = rows_at_once(kLanes, kGeneral, kSums);
+  static constexpr int kRowsAtOnce = rows_at_once(kLanes, kOptions, kSums);
+  static constexpr int kAtOnce = elements_at_once(kLanes, kKind);
 
   // Two save a barrier per tile, but not where there would be no room for half
   // of a multiprocessor's threads.
@@ -1231,7 +1656,7 @@ struct Pass {
   // From the cell of a thread on.
   using CellSums = double (*)[kCells + kThreadsPerRow];
 
-  // The factor on the gradient, the same for all.
+  // The factor on the derivatives, the same for all.
   static __device__ __forceinline__ T scale_of(const Arguments& args) {
     if (args.divisor == nullptr) return Arithmetic<T>::number(args.scale);
     __shared__ T scale;
@@ -1243,29 +1668,132 @@ struct Pass {
     return scale;
   }
 
-  // One element: its loss, and what goes into `out`.
+  // The options of one element.
+  struct Factors {
+    T p, w;                // pos_weight, element weight
+    T positive, negative;  // class weights
+    bool ignored;
+  };
+
+  // Those that are the same for all.
+  static __device__ __forceinline__ Factors
+  uniform_factors(const Arguments& args) {
+    return {Arithmetic<T>::number(args.pos_weight),
+            Arithmetic<T>::number(args.weight),
+            Arithmetic<T>::number(args.class_weight[0]),
+            Arithmetic<T>::number(args.class_weight[1]), false};
+  }
+
+  // What goes into the outputs.
+  struct Written {
+    X out, hessian;
+  };
+
+  // One element: its loss, and what is written.
   static __device__ __forceinline__ T element(const Arguments& args, T scale,
-                                              X x, T t, T p, T w, bool ignored,
-                                              X* out) {
-    T score;
+                                              X x, T t, const Factors& f,
+                                              Written* written) {
+    T score, w = f.w, by_class = 1;
     convert(x, &score);
+    bool zero = kOptions && (f.ignored || w == 0);
+    if (kOptions && args.has_smoothing) {
+      t = O::fma(t, Arithmetic<T>::number(args.smoothing_factor),
+                 Arithmetic<T>::number(args.smoothing_term));
+    }
+    if (kOptions && args.has_class_weights) {
+      by_class = O::fma(t, f.positive, O::mul(O::sub(1, t), f.negative));
+      if (kOperation != kTargetBackward) w = O::mul(w, by_class);
+    }
+    zero = zero || (kOptions && kOperation != kTargetBackward && w == 0);
     Element e = Element::template plain<kFinite>(score, t);
-    if (kGeneral && args.has_pos_weight) e.weigh(t, p);
-    const bool zero = kGeneral && (w == 0 || ignored);
-    T loss = 0;
-    if (kOperation != kBackward) {
-      loss = e.loss();
-      if (kGeneral) loss = zero ? T(0) : O::mul(w, loss);
+    if (kOptions && args.has_pos_weight) e.weigh(t, f.p);
+    T loss = 0, d = 0, hessian = 0;
+    if (kKind == kFocal && args.has_gamma) {
+      const math::Focal<O> focal(e, t, Arithmetic<T>::number(args.gamma));
+      if (kOperation != kBackward) loss = focal.loss(e.loss());
+      if (kGradient) d = focal.gradient();
+      if (kOperation == kHessian) hessian = focal.hessian();
+      if (kOperation == kTargetBackward) {
+        d = focal.target_gradient(e.target_gradient(pos_weight_of(args, f)),
+                                  e.loss());
+      }
+    } else {
+      if (kOperation != kBackward) loss = e.loss();
+      if (kGradient) d = e.gradient();
+      if (kOperation == kHessian) hessian = e.hessian();
+      if (kOperation == kTargetBackward)
+        d = e.target_gradient(pos_weight_of(args, f));
     }
-    if (kOperation == kElementwise) convert(loss, out);
-    if (kGradient) {
-      T d = e.gradient();
-      if (kGeneral) d = O::mul(d, w);
-      d = O::mul(d, scale);
-      if (kGeneral) d = zero ? T(0) : d;
-      convert(d, out);
+    if (kOperation == kTargetBackward) {
+      if (args.has_class_weights) {
+        const T step = O::sub(f.positive, f.negative);
+        d = O::fma(step, O::zero_where_zero(step, loss),
+                   O::mul(by_class, O::zero_where_zero(by_class, d)));
+      }
+      if (args.has_smoothing)
+        d = O::mul(d, Arithmetic<T>::number(args.smoothing_factor));
+    } else if (kOptions) {
+      loss = zero ? T(0) : O::mul(w, loss);
     }
+    if (kOperation == kElementwise) convert(loss, &written->out);
+    if (kScales) convert(scaled(d, w, scale, zero), &written->out);
+    if (kOperation == kHessian)
+      convert(scaled(hessian, w, scale, zero), &written->hessian);
     return loss;
+  }
+
+  static __device__ __forceinline__ T pos_weight_of(const Arguments& args,
+                                                    const Factors& f) {
+    return args.has_pos_weight ? f.p : T(1);
+  }
+
+  // A derivative with the weight and the factor of all.
+  static __device__ __forceinline__ T scaled(T d, T w, T scale, bool zero) {
+    if (kOptions) d = O::mul(d, w);
+    d = O::mul(d, scale);
+    return kOptions && zero ? T(0) : d;
+  }
+
+  // Where the options of a row of a thread are, and those of lane k. Bytes from
+  // the begin of small arrays, which take fewer registers than addresses.
+  struct RowFactors {
+    unsigned pos_weight = 0, class_weight = 0;
+
+    __device__ __forceinline__ RowFactors(const Arguments& args,
+                                          std::int64_t first) {
+      if (args.pos_weight_per_channel) {
+        pos_weight = offset32(args, args.pos_weights, sizeof(T), first);
+      }
+      if (args.class_weights_by_group) {
+        class_weight =
+            offset32(args, args.class_weights, sizeof(ClassSlot), first);
+      }
+    }
+    static __device__ __forceinline__ unsigned offset32(const Arguments& args,
+                                                        const DeviceView& view,
+                                                        int itemsize,
+                                                        std::int64_t first) {
+      return static_cast<unsigned>(
+          place_of(view, itemsize, args.first, first).offset);
+    }
+    __device__ __forceinline__ void get(const Arguments& args, int k,
+                                        Factors* f) const {
+      if (args.pos_weight_per_channel) {
+        f->p = *reinterpret_cast<const T*>(
+            args.pos_weights.data + (pos_weight + k * args.pos_weight_step));
+      }
+      if (args.class_weights_by_group) {
+        get_class_weights(args.class_weights.data +
+                              (class_weight + k * args.class_weight_step),
+                          f);
+      }
+    }
+  };
+
+  static __device__ __forceinline__ void get_class_weights(const char* slot,
+                                                           Factors* f) {
+    f->positive = reinterpret_cast<const T*>(slot)[0];
+    f->negative = reinterpret_cast<const T*>(slot)[1];
   }
 
   // The four rows of a thread from element `begin` of the call on, by wide
@@ -1273,6 +1801,7 @@ struct Pass {
   static __device__ __forceinline__ void fast(const Arguments& args, T scale,
                                               std::int64_t begin, CellSums sums,
                                               unsigned* n_ignored) {
+    if (kOptions) return fast_with_options(args, scale, begin, sums, n_ignored);
     double sum[kLanes] = {};
 #pragma unroll 1
     for (int j = 0; j < math::kRowsPerGroup; j += kRowsAtOnce) {
@@ -1285,56 +1814,98 @@ struct Pass {
         load_wide(args.scores.data + (first + i * math::kRow) * sizeof(X),
                   x[i]);
       }
-      TargetType<S>::dispatch(
-          args.target_dtype,
-          LoadTargets<kRowsAtOnce, kLanes, Kept>{
-              args, first, kGeneral && args.has_ignore_label, t, &ignored});
-      X weights[kLanes];
-      const char* pos_weights = nullptr;
-      int step = 0;
-      if (kGeneral) {
-        *n_ignored += __popc(ignored);
-        if (args.has_weights) load_weights(args, first, weights);
-        if (args.pos_weight_per_channel) {
-          const Place place =
-              place_of(args.pos_weights, sizeof(T), args.first, first);
-          pos_weights = args.pos_weights.data + place.offset;
-          step = static_cast<int>(place.step);  // of one value, or 0
-        }
-      }
+      load_targets(args, first, t, &ignored);
 #pragma unroll
       for (int i = 0; i < kRowsAtOnce; ++i) {
         X out[kLanes];
 #pragma unroll
         for (int k = 0; k < kLanes; ++k) {
-          T target, p = 1, w = 1;
+          T target;
           convert(t[i][k], &target);
-          if (kGeneral) {
-            p = Arithmetic<T>::number(args.pos_weight);
-            w = Arithmetic<T>::number(args.weight);
-            if (args.pos_weight_per_channel)
-              p = *reinterpret_cast<const T*>(pos_weights + k * step);
-            if (args.has_weights) convert(weights[k], &w);
-          }
-          const T loss = element(args, scale, x[i][k], target, p, w,
-                                 ignored >> k & 1, &out[k]);
-          if (kSums && !kGeneral) sum[k] = __dadd_rn(sum[k], loss);
-          // Here the options need the registers. From +0 on, which changes no
-          // sum but one of -0.
-          if (kSums && kGeneral)
-            sums[k][0] = __dadd_rn(j == 0 ? 0.0 : sums[k][0], loss);
-          // Instructions of one pair do not move to another, which would take
-          // more registers than there are.
-          if (kGeneral && kLanes == 8 && k % 2 == 1) __syncwarp();
+          Written written = Written();
+          const T loss =
+              element(args, scale, x[i][k], target, Factors(), &written);
+          out[k] = written.out;
+          if (kSums) sum[k] = __dadd_rn(sum[k], loss);
         }
         if (kWrites)
           store_wide(args.out.data + (first + i * math::kRow) * sizeof(X), out);
       }
     }
-    if (kSums && !kGeneral) {
+    if (kSums) {
 #pragma unroll
       for (int k = 0; k < kLanes; ++k) sums[k][0] = sum[k];
     }
+  }
+
+  // Here the options need the registers, so some elements of a row are
+  // computed, and the next ones turn into their place.
+  static __device__ __forceinline__ void fast_with_options(
+      const Arguments& args, T scale, std::int64_t begin, CellSums sums,
+      unsigned* n_ignored) {
+#pragma unroll 1
+    for (int j = 0; j < math::kRowsPerGroup; ++j) {
+      const std::int64_t first = begin + j * math::kRow;
+      X x[kLanes], weights[kLanes] = {}, out[kLanes] = {}, hessian[kLanes] = {};
+      Kept t[1][kLanes];
+      unsigned ignored = 0;
+      load_wide(args.scores.data + first * sizeof(X), x);
+      load_targets(args, first, t, &ignored);
+      *n_ignored += __popc(ignored);
+      if (args.has_weights) load_weights(args, first, weights);
+      const RowFactors row(args, first);
+#pragma unroll 1
+      for (int done = 0; done < kLanes; done += kAtOnce) {
+        Written written[kAtOnce];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          const int k = done + i;
+          T target;
+          convert(t[0][i], &target);
+          Factors f = uniform_factors(args);
+          row.get(args, k, &f);
+          if (args.has_weights) convert(weights[i], &f.w);
+          f.ignored = ignored >> i & 1;
+          written[i] = Written();
+          const T loss = element(args, scale, x[i], target, f, &written[i]);
+          // From +0 on, which changes no sum but one of -0.
+          if (kSums) sums[k][0] = __dadd_rn(j == 0 ? 0.0 : sums[k][0], loss);
+        }
+        ignored >>= kAtOnce;
+        turn(x);
+        turn(t[0]);
+        turn(weights);
+        turn(out);
+        turn(hessian);
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          out[kLanes - kAtOnce + i] = written[i].out;
+          hessian[kLanes - kAtOnce + i] = written[i].hessian;
+        }
+      }
+      if (kWrites) store_wide(args.out.data + first * sizeof(X), out);
+      if (kOperation == kHessian)
+        store_wide(args.hessian.data + first * sizeof(X), hessian);
+    }
+  }
+
+  // The first elements leave, and the last ones are there twice.
+  template <class V>
+  static __device__ __forceinline__ void turn(V (&values)[kLanes]) {
+#pragma unroll
+    for (int k = 0; k + kAtOnce < kLanes; ++k) values[k] = values[k + kAtOnce];
+  }
+
+  template <int kRows>
+  static __device__ __forceinline__ void load_targets(const Arguments& args,
+                                                      std::int64_t first,
+                                                      Kept (&t)[kRows][kLanes],
+                                                      unsigned* ignored) {
+    const bool find_ignored =
+        kOptions && (args.has_ignore_label || args.ignores_uncertain);
+    TargetType<S>::template dispatch<X>(
+        args.target_dtype, LoadTargets<kRows, kLanes, Kept>{
+                               args, first, find_ignored, t, ignored});
   }
 
   // The weights of one row, which lies in one run of the array's last axis.
@@ -1367,33 +1938,46 @@ struct Pass {
         if (at >= args.count) break;  // missing elements are +0
         const X x = *reinterpret_cast<const X*>(
             args.scores.data + offset<sizeof(X)>(args, args.scores, at));
-        T t, p = 1, w = 1;
+        T t;
         bool ignored = false;
-        TargetType<S>::dispatch(args.target_dtype,
-                                LoadTarget<T>{args, at, &t, &ignored});
-        if (kGeneral) {
+        TargetType<S>::template dispatch<X>(
+            args.target_dtype, LoadTarget<T>{args, at, &t, &ignored});
+        Factors f = Factors();
+        if (kOptions) {
+          f = uniform_factors(args);
+          f.ignored = ignored;
           *n_ignored += ignored;
-          p = Arithmetic<T>::number(args.pos_weight);
-          w = Arithmetic<T>::number(args.weight);
           if (args.pos_weight_per_channel) {
-            p = *reinterpret_cast<const T*>(
+            f.p = *reinterpret_cast<const T*>(
                 args.pos_weights.data +
                 offset<sizeof(T)>(args, args.pos_weights, at));
           }
+          if (args.class_weights_by_group) {
+            get_class_weights(
+                args.class_weights.data +
+                    offset<sizeof(ClassSlot)>(args, args.class_weights, at),
+                &f);
+          }
           if (args.has_weights) {
-            w = load_weight<X, T>(
+            f.w = load_weight<X, T>(
                 args.weights.data +
                     place_of(args.weights, args.weight_itemsize, args.first, at)
                         .offset,
                 args.weight_dtype);
           }
         }
-        X out;
-        const T loss = element(args, scale, x, t, p, w, ignored, &out);
+        Written written = Written();
+        const T loss = element(args, scale, x, t, f, &written);
         if (kSums) sum = __dadd_rn(sum, loss);
         if (kWrites) {
           *reinterpret_cast<X*>(args.out.data +
-                                offset<sizeof(X)>(args, args.out, at)) = out;
+                                offset<sizeof(X)>(args, args.out, at)) =
+              written.out;
+        }
+        if (kOperation == kHessian) {
+          *reinterpret_cast<X*>(args.hessian.data +
+                                offset<sizeof(X)>(args, args.hessian, at)) =
+              written.hessian;
         }
       }
       if (kSums) sums[k][0] = sum;
@@ -1404,7 +1988,7 @@ struct Pass {
   static __device__ __forceinline__ std::int64_t offset(const Arguments& args,
                                                         const DeviceView& view,
                                                         std::int64_t at) {
-    return kGeneral ? place_of(view, kItemsize, args.first, at).offset
+    return kOptions ? place_of(view, kItemsize, args.first, at).offset
                     : at * kItemsize;
   }
 
@@ -1458,7 +2042,7 @@ struct Pass {
   }
 
   static __device__ __forceinline__ void run(const Arguments& args) {
-    const T scale = kGradient ? scale_of(args) : T(0);
+    const T scale = kScales ? scale_of(args) : T(0);
     if (kSums) return add(args, scale);
     unsigned ignored = 0;
     for (unsigned tile = blockIdx.x; tile < args.tiles; tile += gridDim.x) {
@@ -1493,7 +2077,7 @@ struct Pass {
     }
     __syncthreads();
     std::int64_t* const words = shared.words[0];
-    if (kGeneral && ignored != 0)
+    if (kOptions && ignored != 0)
       add_to(&words[math::kWordValid], -static_cast<std::int64_t>(ignored));
     __syncthreads();
     const int k = threadIdx.x;
@@ -1516,62 +2100,256 @@ struct Pass {
   }
 };
 
-template <class X, class S, int kOperation, bool kGeneral>
-__global__ void __launch_bounds__(kThreads, kMinBlocks)
+template <class X, class S, int kOperation, int kKind>
+__global__ void __launch_bounds__(kThreads, min_blocks(sizeof(X), kKind))
     pass_kernel(const Arguments args) {
-  Pass<X, S, kOperation, kGeneral>::run(args);
+  Pass<X, S, kOperation, kKind>::run(args);
 }
 
-// ---- How many targets are not ignored ----
+// ---- How many targets there are of each class ----
 
-// An element-wise pass of S alone. Vector loads where `vector` says so.
+// The weights of a group go where its counts were, and to the caller.
+SIGMOID_CE_DEVICE_INLINE void put_class_weights(const Arguments& args,
+                                                std::uint64_t group,
+                                                const double* weights) {
+  if (args.class_slots != nullptr) {
+    ClassSlot* const slot = args.class_slots + group;
+    if (args.slots_of_float64) {
+      reinterpret_cast<double*>(slot)[0] = weights[0];
+      reinterpret_cast<double*>(slot)[1] = weights[1];
+    } else {
+      reinterpret_cast<float*>(slot)[0] = __double2float_rn(weights[0]);
+      reinterpret_cast<float*>(slot)[1] = __double2float_rn(weights[1]);
+    }
+  }
+  if (args.class_weights_out != nullptr) {
+    args.class_weights_out[2 * group] = weights[0];
+    args.class_weights_out[2 * group + 1] = weights[1];
+  }
+}
+
+// Where nothing is counted for them: those that are given, or the same for all.
+SIGMOID_CE_DEVICE_INLINE void class_weights_of_call(const Arguments& args) {
+  const std::uint64_t step = static_cast<std::uint64_t>(gridDim.x) * kThreads;
+  std::uint64_t group =
+      static_cast<std::uint64_t>(blockIdx.x) * kThreads + threadIdx.x;
+#pragma unroll 1
+  for (; group < args.weight_count; group += step) {
+    double weights[2] = {args.positive_factor, args.negative_factor};
+    if (args.given_weights != nullptr) {
+      weights[0] = args.given_weights[2 * group];
+      weights[1] = args.given_weights[2 * group + 1];
+    }
+    put_class_weights(args, group, weights);
+  }
+}
+
+// A pass over the targets alone. A tile of a block of threads lies mostly in
+// one group, or the groups are few, and counted in shared memory.
 template <class S>
-__global__ void __launch_bounds__(kThreads, kMinBlocks)
-    valid_targets(const Arguments args) {
-  constexpr int kLanes = sizeof(S) < 4 ? 4 : kVectorBytes / sizeof(S);
+struct Count {
+  static constexpr int kLanes = kVectorBytes / sizeof(S);
+  static constexpr int kTile = count_tile_of(sizeof(S));
+  static constexpr int kFewGroups = 1024;
+
+  struct Shared {
+    unsigned counts[kFewGroups][2];  // of a block: fewer than 2^31 elements, by
+                                     // the number of tiles
 // NOLINT_NEXT_LINE(runtime/int)
-  __shared__ unsigned long long total;
-  if (threadIdx.x == 0) total = 0;
-  __syncthreads();
+    unsigned long long totals[3];    // ignored, of class 1, of class 0
+  };
+
+  const Arguments& args;
+// NOLINT_NEXT_LINE(runtime/references)
+  Shared& shared;
 // NOLINT_NEXT_LINE(runtime/int)
   unsigned long long ignored = 0;
-  const std::int64_t step =
-      static_cast<std::int64_t>(gridDim.x) * kThreads * kLanes;
-  std::int64_t at =
-      (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kLanes;
-#pragma unroll 1
-  for (; at < args.count; at += step) {
-    if (args.vector && at + kLanes <= args.count) {
-      S t[kLanes];
-      load_wide(args.targets.data + at * sizeof(S), t);
+
+// NOLINT_NEXT_LINE(runtime/references)
+  __device__ __forceinline__ Count(const Arguments& a, Shared& s)
+      : args(a), shared(s) {}
+
+  __device__ __forceinline__ std::uint64_t groups() const {
+    return args.groups.extent;
+  }
+  __device__ __forceinline__ bool few() const { return groups() <= kFewGroups; }
+
+  __device__ __forceinline__ ClassSlot* slots() const {
+    return args.counts_groups ? args.class_slots : &args.workspace->all;
+  }
+
+  // `packed`: of class 1 in the upper 16 bits, of class 0 in the lower ones.
+  __device__ __forceinline__ void add(std::uint64_t group,
+                                      unsigned packed) const {
+    const unsigned n[2] = {packed >> 16, packed & 0xffffu};
 #pragma unroll
-      for (int k = 0; k < kLanes; ++k) ignored += is_ignored(t[k], args);
-    } else {
-#pragma unroll 1
-      for (int k = 0; k < kLanes && at + k < args.count; ++k) {
-        ignored += is_ignored(
-            *reinterpret_cast<const S*>(
-                args.targets.data +
-                place_of(args.targets, sizeof(S), args.first, at + k).offset),
-            args);
+    for (int k = 0; k < 2; ++k) {
+      if (n[k] == 0) continue;
+      if (few()) {
+        atomicAdd(&shared.counts[group][k], n[k]);
+      } else {
+        add_count(group, k, n[k]);
       }
     }
   }
-  if (ignored != 0) atomicAdd(&total, ignored);
-  __syncthreads();
-  if (threadIdx.x == 0 && total != 0) {
+
+  __device__ __forceinline__ void add_count(std::uint64_t group, int k,
+                                            unsigned n) const {
 // NOLINT_NEXT_LINE(runtime/int)
-    atomicAdd(reinterpret_cast<unsigned long long*>(&args.workspace->ignored),
-              total);
+    atomicAdd(reinterpret_cast<unsigned long long*>(&slots()[group].counts[k]),
+// NOLINT_NEXT_LINE(runtime/int)
+              static_cast<unsigned long long>(n));
   }
-  if (!is_last_block(&args.workspace->count_blocks_done) || threadIdx.x != 0)
-    return;
-  const std::int64_t valid =
-      args.count - static_cast<std::int64_t>(
+
+  __device__ __forceinline__ std::uint64_t group_of(std::uint64_t run) const {
+    return run - divided(run, args.groups) * args.groups.extent;
+  }
+
+  __device__ __forceinline__ unsigned classify(S t) {
+    if (args.has_ignore_label && is_ignored(t, args)) {
+      ++ignored;
+      return 0;
+    }
+    const int c = class_of(t);
+    return c > 0 ? 1u << 16 : c == 0 ? 1u : 0u;
+  }
+
+  // Element `at` of the call, wherever it is.
+  __device__ __forceinline__ S load(std::int64_t at) const {
+    return *reinterpret_cast<const S*>(
+        args.targets.data +
+        place_of(args.targets, sizeof(S), args.first, at).offset);
+  }
+
+  __device__ __forceinline__ void tile(std::int64_t begin) {
+    const std::int64_t end =
+        begin + kTile < args.count ? begin + kTile : args.count;
+    const std::uint64_t index = static_cast<std::uint64_t>(args.first + begin);
+    const std::uint64_t run = divided(index, args.group_length);
+    const std::uint64_t last = static_cast<std::uint64_t>(args.first + end - 1);
+    if (divided(last, args.group_length) != run)
+      return several_groups(begin, end);
+    unsigned packed = 0;
+#pragma unroll 1
+    for (std::int64_t at = begin + threadIdx.x * kLanes; at < end;
+         at += kThreads * kLanes) {
+      if (args.vector_targets && at + kLanes <= end) {
+        S t[kLanes];
+        load_wide(args.targets.data + at * sizeof(S), t);
+#pragma unroll
+        for (int k = 0; k < kLanes; ++k) packed += classify(t[k]);
+      } else {
+#pragma unroll 1
+        for (int k = 0; k < kLanes && at + k < end; ++k)
+          packed += classify(load(at + k));
+      }
+    }
+    // At most kTile / 8 in a warp.
+#pragma unroll
+    for (int k = kWarp / 2; k > 0; k /= 2)
+      packed += __shfl_down_sync(kAllLanes, packed, k);
+    if (threadIdx.x % kWarp == 0) add(group_of(run), packed);
+  }
+
+  __device__ __forceinline__ void several_groups(std::int64_t begin,
+                                                 std::int64_t end) {
+#pragma unroll 1
+    for (std::int64_t at = begin + threadIdx.x * kLanes; at < end;
+         at += kThreads * kLanes) {
+      const std::uint64_t index = static_cast<std::uint64_t>(args.first + at);
+      const std::uint64_t run = divided(index, args.group_length);
+      std::uint64_t group = group_of(run);
+      std::uint64_t left =
+          args.group_length.extent - (index - run * args.group_length.extent);
+      unsigned packed = 0;
+#pragma unroll 1
+      for (int k = 0; k < kLanes && at + k < end; ++k) {
+        if (left == 0) {
+          add(group, packed);
+          packed = 0;
+          left = args.group_length.extent;
+          group = group + 1 == groups() ? 0 : group + 1;
+        }
+        --left;
+        packed += classify(load(at + k));
+      }
+      add(group, packed);
+    }
+  }
+
+  __device__ __forceinline__ void run() {
+    const unsigned used = few() ? static_cast<unsigned>(groups()) : 0u;
+    for (unsigned i = threadIdx.x; i < used; i += kThreads) {
+      shared.counts[i][0] = shared.counts[i][1] = 0;
+    }
+    if (threadIdx.x < 3) shared.totals[threadIdx.x] = 0;
+    __syncthreads();
+    const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kTile;
+#pragma unroll 1
+    for (std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * kTile;
+         at < args.count; at += step) {
+      tile(at);
+    }
+    if (ignored != 0) atomicAdd(&shared.totals[0], ignored);
+    __syncthreads();
+    for (unsigned i = threadIdx.x; i < used; i += kThreads) {
+      for (int k = 0; k < 2; ++k) {
+        if (shared.counts[i][k] != 0) add_count(i, k, shared.counts[i][k]);
+      }
+    }
+    if (threadIdx.x == 0 && shared.totals[0] != 0) {
 // NOLINT_NEXT_LINE(runtime/int)
-                       __ldcg(reinterpret_cast<const unsigned long long*>(
-                           &args.workspace->ignored)));
-  args.workspace->divisor = valid > 1 ? static_cast<double>(valid) : 1.0;
+      atomicAdd(reinterpret_cast<unsigned long long*>(&args.workspace->ignored),
+                shared.totals[0]);
+    }
+    if (is_last_block(&args.workspace->count_blocks_done)) finish();
+  }
+
+  // The weights of all groups, and the divisor.
+  __device__ __forceinline__ void finish() {
+// NOLINT_NEXT_LINE(runtime/int)
+    unsigned long long sums[2] = {};
+#pragma unroll 1
+    for (std::uint64_t group = threadIdx.x; group < groups();
+         group += kThreads) {
+// NOLINT_NEXT_LINE(runtime/int)
+      unsigned long long n[2];
+      for (int k = 0; k < 2; ++k) {
+// NOLINT_NEXT_LINE(runtime/int)
+        n[k] = __ldcg(reinterpret_cast<const unsigned long long*>(
+            &slots()[group].counts[k]));
+        sums[k] += n[k];
+      }
+      if (!args.counts_groups) continue;
+      double weights[2];
+      math::class_weights(args.balance, args.positive_factor,
+                          args.negative_factor, static_cast<std::int64_t>(n[0]),
+                          static_cast<std::int64_t>(n[1]), weights);
+      put_class_weights(args, group, weights);
+    }
+    for (int k = 0; k < 2; ++k) {
+      if (sums[k] != 0) atomicAdd(&shared.totals[1 + k], sums[k]);
+    }
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    std::int64_t n = static_cast<std::int64_t>(shared.totals[1]);
+    if (!args.counts_foreground && args.ignores_uncertain) {
+      n += static_cast<std::int64_t>(shared.totals[2]);
+    } else if (!args.counts_foreground) {
+      n = args.count - static_cast<std::int64_t>(
+// NOLINT_NEXT_LINE(runtime/int)
+                           __ldcg(reinterpret_cast<const unsigned long long*>(
+                               &args.workspace->ignored)));
+    }
+    args.workspace->divisor = n > 1 ? static_cast<double>(n) : 1.0;
+  }
+};
+
+template <class S>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    count_targets(const Arguments args) {
+  __shared__ typename Count<S>::Shared shared;
+  Count<S>(args, shared).run();
 }
 
 }  // namespace cuda
@@ -1583,9 +2361,9 @@ namespace cuda {
 template <class X, class S, int kOperation>
 void fill_operation(const void* (&run)[kOperations][2]) {
   run[kOperation][0] =
-      reinterpret_cast<const void*>(&pass_kernel<X, S, kOperation, false>);
+      reinterpret_cast<const void*>(&pass_kernel<X, S, kOperation, kPlain>);
   run[kOperation][1] =
-      reinterpret_cast<const void*>(&pass_kernel<X, S, kOperation, true>);
+      reinterpret_cast<const void*>(&pass_kernel<X, S, kOperation, kGeneral>);
 }
 
 template <class X, class S>
@@ -1596,10 +2374,16 @@ void fill_target(const void* (&run)[kOperations][2]) {
   fill_operation<X, S, kForwardBackward>(run);
 }
 
+template <class X, int kOperation>
+void fill_focal(const void* (&focal)[kFocalOperations]) {
+  focal[kOperation] =
+      reinterpret_cast<const void*>(&pass_kernel<X, Any, kOperation, kFocal>);
+}
+
 template <class X>
 KernelTable make_table() {
   KernelTable table = {};
-  static_assert(Pass<X, X, kForward, false>::kTile == tile_of(sizeof(X)),
+  static_assert(Pass<X, X, kForward, kPlain>::kTile == tile_of(sizeof(X)),
                 "the plan counts tiles");
   fill_target<X, X>(table.run[kTargetScores]);
 #if !defined(SIGMOID_CE_TARGETS_OF_SCORES_ONLY)
@@ -1607,6 +2391,12 @@ KernelTable make_table() {
     fill_target<X, float>(table.run[kTargetFloat32]);
   fill_target<X, Integer>(table.run[kTargetInteger]);
 #endif
+  fill_focal<X, kForward>(table.focal);
+  fill_focal<X, kElementwise>(table.focal);
+  fill_focal<X, kBackward>(table.focal);
+  fill_focal<X, kForwardBackward>(table.focal);
+  fill_focal<X, kHessian>(table.focal);
+  fill_focal<X, kTargetBackward>(table.focal);
   return table;
 }
 
@@ -1641,11 +2431,11 @@ namespace cuda {
 namespace {
 template <class S>
 const void* address() {
-  return reinterpret_cast<const void*>(&valid_targets<S>);
+  return reinterpret_cast<const void*>(&count_targets<S>);
 }
 }  // namespace
 
-const void* valid_kernel(DType targets) {
+const void* count_kernel(DType targets) {
   switch (targets) {
     case DType::kFloat32:
       return address<float>();
@@ -1672,6 +2462,17 @@ const void* valid_kernel(DType targets) {
   }
 }
 
+namespace {
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    class_weights(const Arguments args) {
+  class_weights_of_call(args);
+}
+}  // namespace
+
+const void* class_weights_kernel() {
+  return reinterpret_cast<const void*>(&class_weights);
+}
+
 }  // namespace cuda
 }  // namespace sigmoid_ce
 // What a call will launch, worked out on the host from its arguments alone. No
@@ -1684,85 +2485,32 @@ struct Plan {
   DType scores;
   Operation operation;
   Target target;
-  bool general;
-  bool clears;    // the workspace must be 0 before the first kernel
-  bool counts;    // the targets are counted first, by a kernel of their own
+  Kind kind;
+  std::size_t
+      clears;   // bytes of the workspace that must be 0 before the first kernel
+  bool counts;  // the targets are counted first, by a kernel of their own
+  bool weighs;  // class weights that need no counts are put into the workspace
+                // first
   unsigned grid;  // blocks; 0: nothing to launch
-  unsigned count_grid;
+  unsigned count_grid, weigh_grid;
   Arguments arguments;
 };
 
-// `results` of the passes that add, `out` of those that write; else null.
+// `results` of the passes that add, `out` of those that write, `hessian` of
+// kHessian; else null.
 Status make_plan(Operation operation, const Inputs& inputs,
                  const Options& options, const Results* results,
-                 const MutableArray* out, void* workspace, int multiprocessors,
-                 Plan* plan);
+                 const MutableArray* out, const MutableArray* hessian,
+                 void* workspace, int multiprocessors, Plan* plan);
+
+// What the functions of cuda.h say of these.
+std::size_t bytes_of_workspace(const Inputs& inputs, const Options& options);
+std::int64_t groups_of(const Inputs& inputs, const Options& options);
 
 }  // namespace cuda
 }  // namespace sigmoid_ce
 
 // The arguments of a call, checked: what is the same on every device.
-
-// Which targets ignore_label means, and what the sum is divided by. Caffe's
-// rules (LossParameter, SigmoidCrossEntropyLossLayer), in a form that every
-// device computes alike.
-
-namespace sigmoid_ce {
-namespace math {
-
-// The smallest T that is >= m.
-template <class T>
-T float_at_least(std::uint64_t m) {
-  const T v =
-      static_cast<T>(m);  // nearest; m <= 2^63 + 1, so that v converts back
-  return static_cast<std::uint64_t>(v) < m
-             ? std::nextafter(v, std::numeric_limits<T>::infinity())
-             : v;
-}
-
-// Targets of a floating type whose truncation to an integer is `label`: those
-// with low <= t <= high; none where low > high. k = 0: -1 < t < 1; k > 0: k <=
-// t < k + 1; k < 0: k - 1 < t <= k.
-template <class T>
-void ignore_range(std::int64_t label, T* low, T* high) {
-  const T one_less = std::nextafter(T(1), T(0));
-  if (label == 0) {
-    *low = -one_less;
-    *high = one_less;
-    return;
-  }
-  const std::uint64_t m =
-      label < 0 ? ~static_cast<std::uint64_t>(label) + 1 : label;
-  const T near = float_at_least<T>(m);
-  const T far = std::nextafter(float_at_least<T>(m + 1), T(0));
-  *low = label < 0 ? -far : near;
-  *high = label < 0 ? -near : far;
-}
-
-// max(1, d), or Options::divisor.
-inline double divisor(const Options& options, std::int64_t batch_size,
-                      std::int64_t n_valid, std::int64_t n_total) {
-  std::int64_t d = 1;
-  switch (options.normalization) {
-    case Normalization::kFull:
-      d = n_total;
-      break;
-    case Normalization::kValid:
-      d = n_valid;
-      break;
-    case Normalization::kBatchSize:
-      d = batch_size;
-      break;
-    case Normalization::kNone:
-      break;
-    case Normalization::kNumber:
-      return options.divisor;
-  }
-  return d > 1 ? static_cast<double>(d) : 1.0;
-}
-
-}  // namespace math
-}  // namespace sigmoid_ce
 
 // Strided arrays as the loop sees them: contiguous, uniform, or copied block by
 // block.
@@ -1969,6 +2717,8 @@ inline std::int64_t size_of(DType dtype) {
   }
 }
 
+constexpr double kMaxGamma = 1e6;
+
 inline bool is_integer(DType dtype) {
   return dtype >= DType::kBool && dtype <= DType::kInt64;
 }
@@ -2087,12 +2837,54 @@ struct Call {
       }
     }
     if (o.weight.data != nullptr && o.weight.dtype != inputs.scores.dtype &&
+        !(o.weight.dtype == DType::kFloat32 && is_half(inputs.scores.dtype)) &&
         o.weight.dtype != DType::kBool && o.weight.dtype != DType::kUint8 &&
         o.weight.dtype != DType::kInt8) {
       return invalid("weight",
-                     "expected the scores' dtype, bool, uint8 or int8");
+                     "expected the scores' dtype (or float32 beside 16 bits), "
+                     "bool, uint8 or int8");
     }
-    if (o.normalization > Normalization::kNumber) {
+    // !(a <= b) and the like: NaN too.
+    if (!(o.label_smoothing >= 0 && o.label_smoothing < 1)) {
+      return invalid("label_smoothing",
+                     "expected a number of 0 or more and below 1");
+    }
+    if (!(o.gamma >= 0 && o.gamma <= kMaxGamma)) {
+      return invalid("gamma", "expected a number from 0 to 1e6");
+    }
+    if (o.has_alpha && !(o.alpha >= 0 && o.alpha <= 1)) {
+      return invalid("alpha", "expected a number from 0 to 1");
+    }
+    if (!(o.negative_scale >= 0 &&
+          o.negative_scale <= std::numeric_limits<float>::max())) {
+      return invalid("negative_scale", "expected a finite number of 0 or more");
+    }
+    if (o.uncertain > Uncertain::kIgnore) {
+      return invalid("uncertain", "expected one of the enumeration");
+    }
+    if (o.balance > Balance::kBatchMean) {
+      return invalid("balance", "expected one of the enumeration");
+    }
+    if (o.balance == Balance::kImage && inputs.ndim < 2) {
+      return invalid(
+          "balance",
+          "by image expects scores with an axis of images and another one");
+    }
+    if (o.balance_per_channel && o.balance == Balance::kNone) {
+      return invalid("balance_per_channel",
+                     "expected a balance that it is for");
+    }
+    if (o.balance_per_channel && inputs.ndim < 2) {
+      return invalid("balance_per_channel",
+                     "expected scores with channels (axis 1)");
+    }
+    if (o.balance != Balance::kNone && o.class_weights == nullptr &&
+        count != total) {
+      return invalid(
+          "balance",
+          "expected the whole array, or the class_weights for a piece of it");
+    }
+    if (o.normalization > Normalization::kForeground) {
       return invalid("normalization", "expected one of the enumeration");
     }
     if (o.normalization == Normalization::kNumber &&
@@ -2140,6 +2932,11 @@ struct IgnoreRule {
       }
     }
     on = label >= least && label <= most;
+  }
+
+  // Whether a target of this value, which every type has, is ignored.
+  bool matches(int value, bool integers) const {
+    return on && (integers ? label == value : low <= value && value <= high);
   }
 };
 
@@ -2276,21 +3073,63 @@ bool has_whole_rows(const DeviceView& view, std::int64_t first, int lanes) {
   return first % lanes == 0 && view.axes[view.n_axes - 1].extent % lanes == 0;
 }
 
+// Bytes from one element to the next of a row, of an array whose last axis has
+// one value for all, or one for each.
+unsigned step_of(const DeviceView& view, std::int64_t itemsize) {
+  return static_cast<unsigned>(
+      view.n_axes == 0 ? itemsize : view.axes[view.n_axes - 1].stride);
+}
+
+// The options as the CPU has them; class weights in device memory count as
+// given, and nobody here reads them.
+sigmoid_ce::Options with_class_weights(const Options& options) {
+  sigmoid_ce::Options common = options;
+  common.class_weights = options.device_class_weights;
+  return common;
+}
+
+math::Groups find_groups(const Inputs& inputs, const Options& options,
+                         std::int64_t total) {
+  return math::groups_of(options, inputs.shape, inputs.ndim, total);
+}
+
+// Whether the class weights have a table in the workspace.
+bool has_slots(const Options& options) {
+  return options.device_class_weights != nullptr ||
+         options.balance != Balance::kNone;
+}
+
 bool is_scores_type(DType dtype) {
   return dtype == DType::kFloat32 || dtype == DType::kFloat64 ||
          math::is_half(dtype);
 }
 
-std::int64_t round_up(std::int64_t n, std::int64_t unit) {
+std::int64_t pieces_of(std::int64_t n, std::int64_t unit) {
   return (n + unit - 1) / unit;
 }
 
 }  // namespace
 
+std::int64_t groups_of(const Inputs& inputs, const Options& options) {
+  const sigmoid_ce::Options common = with_class_weights(options);
+  Inputs shape = inputs;
+  shape.scores.data = shape.targets.data = &shape;  // the arrays may come later
+  Call call(shape, common);
+  return call.check().ok() ? find_groups(inputs, options, call.total).count : 0;
+}
+
+std::size_t bytes_of_workspace(const Inputs& inputs, const Options& options) {
+  // The same for a pass that counts and for one that gets its weights.
+  const std::int64_t groups =
+      options.balance == Balance::kNone ? 1 : groups_of(inputs, options);
+  return sizeof(Workspace) +
+         static_cast<std::size_t>(groups) * sizeof(ClassSlot);
+}
+
 Status make_plan(Operation operation, const Inputs& inputs,
                  const Options& options, const Results* results,
-                 const MutableArray* out, void* workspace, int multiprocessors,
-                 Plan* plan) {
+                 const MutableArray* out, const MutableArray* hessian,
+                 void* workspace, int multiprocessors, Plan* plan) {
   const math::FloatEnvironment environment;  // options are rounded here
   const DType dtype = inputs.scores.dtype;
   const DType target = inputs.targets.dtype;
@@ -2308,16 +3147,22 @@ Status make_plan(Operation operation, const Inputs& inputs,
                    "expected one number; values per channel go into "
                    "channel_pos_weight, in device memory");
   }
-  Call call(inputs, options);
+  if (options.class_weights != nullptr) {
+    return invalid(
+        "class_weights",
+        "expected none; those in device memory go into device_class_weights");
+  }
+  const sigmoid_ce::Options common = with_class_weights(options);
+  Call call(inputs, common);
   Status status = call.check();
   if (!status.ok()) return status;
   const std::int64_t channels = options.channel_pos_weight_count;
   if (channels < 0 || (channels > 0 && options.channel_pos_weight == nullptr)) {
     return invalid("channel_pos_weight", "expected one value per channel");
   }
-  if (channels > 0 && (inputs.ndim < 2 || channels != inputs.shape[1])) {
+  if (!call.fits_channels(channels)) {
     return invalid("channel_pos_weight",
-                   "expected one value per channel (axis 1)");
+                   "expected one value, or one per channel (axis 1)");
   }
   if (channels > 0 && options.pos_weight_count > 0) {
     return invalid("channel_pos_weight", "expected none beside pos_weight");
@@ -2330,9 +3175,8 @@ Status make_plan(Operation operation, const Inputs& inputs,
       results->loss_dtype != DType::kFloat64) {
     return invalid("loss_dtype", "expected float32 or float64");
   }
-  const bool gradient = operation == kBackward || operation == kForwardBackward;
-  const bool counts = gradient && options.gradient_divisor == nullptr &&
-                      options.normalization == Normalization::kValid;
+  const bool gradient = operation != kForward && operation != kElementwise;
+  const bool adds = results != nullptr;
 
 // NOLINT_NEXT_LINE(caffe/alt_fn)
   std::memset(static_cast<void*>(plan), 0, sizeof *plan);
@@ -2358,15 +3202,38 @@ Status make_plan(Operation operation, const Inputs& inputs,
   bool strided = args.scores.n_axes > 0 || args.targets.n_axes > 0;
   args.vector = !strided && fits_wide(args.scores, itemsize, lanes) &&
                 fits_wide(args.targets, math::size_of(target), lanes);
+  args.vector_targets =
+      args.targets.n_axes == 0 &&
+      fits_wide(args.targets, math::size_of(target),
+                kVectorBytes / static_cast<int>(math::size_of(target)));
   const View weight = call.view(options.weight);
-  if (out != nullptr && call.count > 0) {
-    const View view = call.view(ConstArray(out->data, dtype, out->strides));
-    status = call.check_output(*out, view, scores, targets, weight);
-    if (!status.ok()) return status;
-    if (!make_view(view, call.first, &args.out)) return too_many_axes("out");
-    strided = strided || args.out.n_axes > 0;
-    args.vector = args.vector && args.out.n_axes == 0 &&
-                  fits_wide(args.out, itemsize, lanes);
+  const struct {
+    const char* name;
+    const MutableArray* array;
+    DeviceView* view;
+  } outputs[] = {{"out", out, &args.out}, {"hessian", hessian, &args.hessian}};
+  for (const auto& output : outputs) {
+    if (output.array == nullptr || call.count == 0) continue;
+    if (output.array->as_float32) {
+      return invalid(
+          output.name,
+          "expected an array of the scores' dtype; as_float32 is for the CPU");
+    }
+    const View view =
+        call.view(ConstArray(output.array->data, dtype, output.array->strides));
+    status = call.check_output(*output.array, view, scores, targets, weight);
+    if (status.ok() && output.array == hessian) {
+      const View first = call.view(ConstArray(out->data, dtype, out->strides));
+      if (view.same_layout(first) || call.overlap(view, first)) {
+        status = invalid("out", "expected no overlap with the gradient");
+      }
+    }
+    if (!status.ok()) return Status(status.code, output.name, status.message);
+    if (!make_view(view, call.first, output.view))
+      return too_many_axes(output.name);
+    strided = strided || output.view->n_axes > 0;
+    args.vector = args.vector && output.view->n_axes == 0 &&
+                  fits_wide(*output.view, itemsize, lanes);
   }
 
   // ---- Options ----
@@ -2378,13 +3245,15 @@ Status make_plan(Operation operation, const Inputs& inputs,
     args.has_pos_weight = args.pos_weight_per_channel = true;
     const std::int64_t size = dtype == DType::kFloat64 ? 8 : 4;
     std::int64_t strides[kMaxDims] = {};
-    strides[1] = size;
+    if (channels > 1) strides[1] = size;
     const View view(options.channel_pos_weight, size, inputs.shape, inputs.ndim,
                     strides, 0);
     if (!make_view(view, call.first, &args.pos_weights))
       return too_many_axes("pos_weight");
-    args.vector =
-        args.vector && has_whole_rows(args.pos_weights, call.first, lanes);
+    args.vector = args.vector &&
+                  has_whole_rows(args.pos_weights, call.first, lanes) &&
+                  channels * size <= INT32_MAX;
+    args.pos_weight_step = step_of(args.pos_weights, size);
   }
   args.weight = Number(1);
   bool weighted = false;
@@ -2408,29 +3277,99 @@ Status make_plan(Operation operation, const Inputs& inputs,
   args.ignore_low = Number(ignore.low);
   args.ignore_high = Number(ignore.high);
   args.ignore_label = ignore.label;
-  plan->general =
-      strided || args.has_pos_weight || weighted || args.has_ignore_label;
+  args.ignores_uncertain = options.uncertain == Uncertain::kIgnore;
+  args.smoothing_factor = Number(1);
+  if (options.label_smoothing != 0) {
+    args.has_smoothing = true;
+    args.smoothing_factor = Number(1 - options.label_smoothing);
+    args.smoothing_term = Number(options.label_smoothing / 2);
+  }
+  args.has_gamma = options.gamma != 0;
+  args.gamma = Number(options.gamma);
+
+  // ---- Class weights ----
+  args.workspace = static_cast<Workspace*>(workspace);
+  const math::Groups groups = find_groups(inputs, options, call.total);
+  const bool given_weights = options.device_class_weights != nullptr;
+  args.has_class_weights = math::has_class_weights(common);
+  args.balance = options.balance;
+  args.positive_factor = options.has_alpha ? options.alpha : 1.0;
+  args.negative_factor =
+      (options.has_alpha ? 1.0 - options.alpha : 1.0) * options.negative_scale;
+  args.class_weight[0] = Number(args.positive_factor);
+  args.class_weight[1] = Number(args.negative_factor);
+  args.given_weights = options.device_class_weights;
+  args.weight_count = static_cast<std::uint64_t>(groups.count);
+  args.class_weights_out = adds ? results->class_weights : nullptr;
+  args.counts_groups =
+      options.balance != Balance::kNone && !given_weights && groups.count > 0;
+  args.slots_of_float64 = dtype == DType::kFloat64;
+  if (has_slots(options)) {
+    args.class_weights_by_group = true;
+    args.class_slots = workspace == nullptr
+                           ? nullptr
+                           : reinterpret_cast<ClassSlot*>(args.workspace + 1);
+    constexpr std::int64_t kSlot = sizeof(ClassSlot);
+    std::int64_t strides[kMaxDims] = {};
+    if (groups.count > 1) {
+      if (options.balance_per_channel) strides[1] = kSlot;
+      if (options.balance == Balance::kImage) {
+        strides[0] =
+            options.balance_per_channel ? inputs.shape[1] * kSlot : kSlot;
+      }
+    }
+    const View view(args.class_slots, kSlot, inputs.shape, inputs.ndim, strides,
+                    0);
+    if (!make_view(view, call.first, &args.class_weights))
+      return too_many_axes("balance");
+    args.vector = args.vector &&
+                  has_whole_rows(args.class_weights, call.first, lanes) &&
+                  groups.count <= INT32_MAX / kSlot;
+    args.class_weight_step = step_of(args.class_weights, kSlot);
+  }
+  if (operation >= kOperations || args.has_gamma) {
+    plan->kind = kFocal;
+  } else if (strided || args.has_pos_weight || weighted ||
+             args.has_ignore_label || args.ignores_uncertain ||
+             args.has_smoothing || args.has_class_weights) {
+    plan->kind = kGeneral;
+  }
 
   // ---- Scale and results ----
-  plan->counts = counts && args.has_ignore_label;
+  const bool foreground = options.normalization == Normalization::kForeground;
+  const bool finds_divisor =
+      gradient && options.gradient_divisor == nullptr &&
+      (foreground || (options.normalization == Normalization::kValid &&
+                      (args.has_ignore_label || args.ignores_uncertain)));
+  const bool divides_by_foreground =
+      adds && foreground &&
+      (results->loss != nullptr || results->divisor != nullptr);
+  plan->counts = args.counts_groups || finds_divisor || divides_by_foreground;
+  args.counts_foreground = foreground;
+  const math::Groups counted =
+      args.counts_groups ? groups
+                         : math::Groups{call.total > 0 ? call.total : 1, 1};
+  args.group_length = make_axis(counted.length, 0);
+  args.groups = make_axis(counted.count, 0);
+  plan->weighs = given_weights ||
+                 (args.class_weights_out != nullptr && !args.counts_groups);
   if (gradient) {
     args.loss_weight = options.loss_weight;
     args.divisor = options.gradient_divisor;
-    if (args.divisor == nullptr && !plan->counts) {
+    if (args.divisor == nullptr && !finds_divisor) {
       args.scale =
           Number(options.loss_weight / math::divisor(options, call.batch_size,
                                                      call.count, call.total));
     }
   }
-  args.workspace = static_cast<Workspace*>(workspace);
-  if (plan->counts) args.divisor = &args.workspace->divisor;
-  const bool adds = results != nullptr;
+  if (finds_divisor) args.divisor = &args.workspace->divisor;
   if (adds) {
     args.loss = results->loss;
     args.loss_is_float64 = results->loss_dtype == DType::kFloat64;
     args.loss_divisor = results->divisor;
     args.partial = reinterpret_cast<std::int64_t*>(results->partial);
     args.divide_by_valid = options.normalization == Normalization::kValid;
+    args.divide_by_foreground = divides_by_foreground;
     args.sum_divisor =
         math::divisor(options, call.batch_size, call.count, call.total);
   }
@@ -2439,7 +3378,7 @@ Status make_plan(Operation operation, const Inputs& inputs,
   const std::int64_t most =
       static_cast<std::int64_t>(kBlocksPerMultiprocessor) *
       (multiprocessors > 0 ? multiprocessors : 1);
-  std::int64_t tiles = round_up(call.count, tile_of(itemsize));
+  std::int64_t tiles = pieces_of(call.count, tile_of(itemsize));
   if (tiles > INT32_MAX) {
     return Status(Code::kUnsupported, "scores",
                   "expected fewer than 2^43 elements");
@@ -2449,14 +3388,32 @@ Status make_plan(Operation operation, const Inputs& inputs,
   args.tiles = static_cast<unsigned>(tiles);
   plan->grid = static_cast<unsigned>(tiles < most ? tiles : most);
   if (plan->counts) {
-    const std::int64_t blocks =
-        round_up(call.count, std::int64_t(kThreads) * kVectorBytes);
-    plan->count_grid = static_cast<unsigned>(blocks == 0     ? 1
+    const std::int64_t tile =
+        count_tile_of(static_cast<int>(math::size_of(target)));
+    const std::int64_t blocks = pieces_of(call.count, tile);
+    // A block counts fewer than 2^31 targets.
+    const std::int64_t least = pieces_of(blocks, INT32_MAX / tile);
+    const std::int64_t wanted = blocks < most  ? blocks
+                                : most > least ? most
+                                               : least;
+    plan->count_grid = static_cast<unsigned>(wanted == 0 ? 1 : wanted);
+  }
+  if (plan->weighs) {
+    const std::int64_t blocks = pieces_of(groups.count, kThreads);
+    plan->weigh_grid = static_cast<unsigned>(blocks == 0     ? 1
                                              : blocks < most ? blocks
                                                              : most);
   }
-  plan->clears = plan->counts || (adds && plan->grid > 1);
-  if ((plan->clears || adds) && workspace == nullptr) {
+  const bool has_table = has_slots(options);
+  if (plan->counts) {
+    plan->clears =
+        sizeof(Workspace) +
+        (args.counts_groups ? static_cast<std::size_t>(groups.count) : 0) *
+            sizeof(ClassSlot);
+  } else if (adds && plan->grid > 1) {
+    plan->clears = sizeof(Workspace);
+  }
+  if ((plan->clears > 0 || adds || has_table) && workspace == nullptr) {
     return invalid("workspace",
                    "expected workspace_size() bytes of device memory");
   }
@@ -2485,10 +3442,10 @@ Status launch(const Plan& plan, Stream stream);
 
 namespace sigmoid_ce {
 namespace cuda {
-namespace {
 
-Status status_of(cudaError_t error) {
-  const int number = static_cast<int>(error);
+Status status_of(int number) {
+  const cudaError_t error = static_cast<cudaError_t>(number);
+  if (error != cudaSuccess) cudaGetLastError();
   switch (error) {
     case cudaSuccess:
       return Status();
@@ -2518,6 +3475,8 @@ Status status_of(cudaError_t error) {
   }
 }
 
+namespace {
+
 const KernelTable* table_of(DType scores) {
   switch (scores) {
 #if !defined(SIGMOID_CE_TARGETS_OF_SCORES_ONLY)
@@ -2531,6 +3490,12 @@ const KernelTable* table_of(DType scores) {
     default:
       return float64_kernels();
   }
+}
+
+const void* kernel_of(const Plan& plan) {
+  const KernelTable& table = *table_of(plan.scores);
+  if (plan.kind == kFocal) return table.focal[plan.operation];
+  return table.run[plan.target][plan.operation][plan.kind == kGeneral];
 }
 
 Status launch_kernel(const void* kernel, unsigned grid,
@@ -2559,26 +3524,20 @@ Status find_multiprocessors(int* count) {
 Status launch(const Plan& plan, Stream stream) {
   if (plan.grid == 0) return Status();
   Status status;
-  if (plan.clears) {
-    status = status_of(cudaMemsetAsync(plan.arguments.workspace, 0,
-                                       sizeof(Workspace), stream));
+  if (plan.clears > 0) {
+    status = status_of(
+        cudaMemsetAsync(plan.arguments.workspace, 0, plan.clears, stream));
   }
   if (status.ok() && plan.counts) {
-    Arguments arguments = plan.arguments;
-    arguments.vector =
-        arguments.targets.n_axes == 0 &&
-        reinterpret_cast<std::uintptr_t>(arguments.targets.data) %
-                kVectorBytes ==
-            0;
-    status = launch_kernel(valid_kernel(arguments.target_dtype),
-                           plan.count_grid, arguments, stream);
+    status = launch_kernel(count_kernel(plan.arguments.target_dtype),
+                           plan.count_grid, plan.arguments, stream);
   }
-  if (status.ok()) {
-    const KernelTable* table = table_of(plan.scores);
-    status =
-        launch_kernel(table->run[plan.target][plan.operation][plan.general],
-                      plan.grid, plan.arguments, stream);
+  if (status.ok() && plan.weighs) {
+    status = launch_kernel(class_weights_kernel(), plan.weigh_grid,
+                           plan.arguments, stream);
   }
+  if (status.ok())
+    status = launch_kernel(kernel_of(plan), plan.grid, plan.arguments, stream);
   return status;
 }
 
@@ -2615,21 +3574,26 @@ namespace {
 
 Status execute(Operation operation, const Inputs& inputs,
                const Options& options, const Results* results,
-               const MutableArray* out, void* workspace, Stream stream) {
+               const MutableArray* out, void* workspace, Stream stream,
+               const MutableArray* hessian = nullptr) {
   int multiprocessors = 0;
   Status status = find_multiprocessors(&multiprocessors);
   if (!status.ok()) return status;
   Plan plan;
-  status = make_plan(operation, inputs, options, results, out, workspace,
-                     multiprocessors, &plan);
+  status = make_plan(operation, inputs, options, results, out, hessian,
+                     workspace, multiprocessors, &plan);
   if (!status.ok()) return status;
   return launch(plan, stream);
 }
 
 }  // namespace
 
-std::size_t workspace_size(const Inputs&, const Options&) {
-  return sizeof(Workspace);
+std::size_t workspace_size(const Inputs& inputs, const Options& options) {
+  return bytes_of_workspace(inputs, options);
+}
+
+std::int64_t class_weight_groups(const Inputs& inputs, const Options& options) {
+  return groups_of(inputs, options);
 }
 
 Status forward(const Inputs& inputs, const Options& options,
@@ -2639,9 +3603,14 @@ Status forward(const Inputs& inputs, const Options& options,
 }
 
 Status elementwise(const Inputs& inputs, const Options& options,
-                   const MutableArray& losses, Stream stream) {
-  return execute(kElementwise, inputs, options, nullptr, &losses, nullptr,
+                   const MutableArray& losses, void* workspace, Stream stream) {
+  return execute(kElementwise, inputs, options, nullptr, &losses, workspace,
                  stream);
+}
+
+Status elementwise(const Inputs& inputs, const Options& options,
+                   const MutableArray& losses, Stream stream) {
+  return elementwise(inputs, options, losses, nullptr, stream);
 }
 
 Status backward(const Inputs& inputs, const Options& options,
@@ -2654,6 +3623,21 @@ Status forward_backward(const Inputs& inputs, const Options& options,
                         const Results& results, const MutableArray& gradient,
                         void* workspace, Stream stream) {
   return execute(kForwardBackward, inputs, options, &results, &gradient,
+                 workspace, stream);
+}
+
+Status forward_backward(const Inputs& inputs, const Options& options,
+                        const Results& results, const MutableArray& gradient,
+                        const MutableArray& hessian, void* workspace,
+                        Stream stream) {
+  return execute(kHessian, inputs, options, &results, &gradient, workspace,
+                 stream, &hessian);
+}
+
+Status backward_targets(const Inputs& inputs, const Options& options,
+                        const MutableArray& gradient, void* workspace,
+                        Stream stream) {
+  return execute(kTargetBackward, inputs, options, nullptr, &gradient,
                  workspace, stream);
 }
 
