@@ -252,12 +252,13 @@ def _parse(arguments: list[str], prog: str) -> argparse.Namespace:
     for name, text in (
         ("quick", "does it all work? small arrays, one form per peer; under 3 minutes"),
         ("default", "under 10 minutes; this is what happens without an option"),
+        ("family", "what the options for unbalanced and dense targets cost, at 2^24; minutes"),
         ("full", "each size, all options and shapes in float64 too, and what is slow"),
     ):
         group.add_argument(f"--{name}", dest="profile", action="store_const", const=name, help=text)
     parser.set_defaults(profile="default")
     parser.add_argument(
-        "--rounds", type=_positive, help="measurements of each entry, at most (3, 15, 25)"
+        "--rounds", type=_positive, help="measurements of each entry, at most (3, 9, 9, 25)"
     )
     parser.add_argument("--threads", type=_positive, default=2, help="for everything (2)")
     parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name holds TEXT")
@@ -268,7 +269,6 @@ def _parse(arguments: list[str], prog: str) -> argparse.Namespace:
     parser.add_argument(
         "--backends",
         type=lambda text: [name for name in text.split(",") if name],
-        default=list(PEERS),
         metavar="A,B",
         help=f"peers to measure ({','.join(PEERS)})",
     )
@@ -291,11 +291,13 @@ def _parse(arguments: list[str], prog: str) -> argparse.Namespace:
         "--plots", type=Path, metavar="FOLDER", help="draw pictures (SVG, PNG; by matplotlib)"
     )
     options = parser.parse_args(arguments)
+    profile = plan.PROFILES[options.profile]
+    if options.backends is None:
+        options.backends = list(profile.backends or PEERS)
     unknown = set(options.backends) - set(PEERS)
     if unknown:
         parser.error(f"--backends: {sorted(unknown)} are none of {', '.join(PEERS)}")
-    profile = plan.PROFILES[options.profile]
-    if options.only:
+    if options.only or not profile.figures:
         options.figures = ()
     options.rounds = options.rounds or profile.rounds
     options.max_elements = options.max_elements or profile.max_elements

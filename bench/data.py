@@ -10,7 +10,18 @@ import numpy as np
 
 import sigmoid_ce
 
-from .plan import IGNORED_TARGET, OURS, POS_WEIGHT, Case, Option, Work, targets_kind
+from .plan import (
+    ALPHA,
+    GAMMA,
+    IGNORED_TARGET,
+    OURS,
+    POS_WEIGHT,
+    SMOOTHING,
+    Case,
+    Option,
+    Work,
+    targets_kind,
+)
 
 _SEED = 20
 _SCORE_DEVIATION = 3.0
@@ -51,7 +62,7 @@ class Data:
         self.scores = self._random(_SEED, normal=True)
         self.gradient = aligned_empty(case.elements, self.dtype)
         self._targets: dict[str, np.ndarray] = {}
-        self._references: dict[tuple[str, int], Reference] = {}
+        self._references: dict[tuple[str, int, Option], Reference] = {}
         self._weight: np.ndarray | None = None
 
     def shaped(self, array: np.ndarray) -> np.ndarray:
@@ -63,7 +74,11 @@ class Data:
     @property
     def weight(self) -> np.ndarray | None:
         """Element weights in [1/2, 3/2), where the case has them."""
-        if self.case.option is not Option.WEIGHT:
+        return self.weight_for(self.case.option)
+
+    def weight_for(self, option: Option) -> np.ndarray | None:
+        """Those of an option, where it has them."""
+        if option is not Option.WEIGHT:
             return None
         if self._weight is None:
             self._weight = self._random(_SEED + 2)
@@ -111,19 +126,20 @@ class Data:
         rounded[:] = array
         return rounded
 
-    def reference(self, kind: str | None, elements: int) -> Reference:
-        """What the first `elements` elements should give."""
+    def reference(self, kind: str | None, elements: int, option: Option | None = None) -> Reference:
+        """What the first `elements` elements should give, with the case's option or another."""
+        option = self.case.option if option is None else option
         kind = targets_kind(self.case, OURS) if kind is None else kind
         if kind == "uint8":
             kind = "hard"  # the same values
-        key = (kind, elements)
+        key = (kind, elements, option)
         if key not in self._references:
-            weight = self.weight
+            weight = self.weight_for(option)
             self._references[key] = reference(
                 self.scores[:elements],
                 self.targets(kind)[:elements],
                 self.case.work,
-                self.case.option,
+                option,
                 None if weight is None else weight[:elements],
             )
         return self._references[key]
@@ -164,6 +180,13 @@ def reference(
     elif option is Option.IGNORE:
         options["ignore_label"] = IGNORED_TARGET
         divisor = max(1, count - int(np.count_nonzero(targets == IGNORED_TARGET)))
+    elif option is Option.SMOOTHING:
+        options["label_smoothing"] = SMOOTHING
+    elif option is Option.FOCAL:
+        options.update(gamma=GAMMA, alpha=ALPHA)
+    elif option is Option.BALANCE:
+        positive = int(np.count_nonzero(targets == 1))
+        weight = np.where(targets == 1, count - positive, positive) / count  # targets are 0 or 1
     sums = []
     per_element = None if work is Work.FORWARD else np.empty(count)
     for start in range(0, count, _PIECE):

@@ -25,8 +25,10 @@ from .plan import (
     Case,
     Gradient,
     Group,
+    Option,
     Variant,
     Work,
+    of_variant,
     targets_kind,
 )
 
@@ -112,7 +114,7 @@ def measure_group(
         # Arithmetic has its limit too: the rate where no memory is waited for.
         elements = min(CACHE_ELEMENTS, data.case.elements)
         for variant in group.variants:
-            if variant.threads:
+            if variant.threads or variant.option is not Option.NONE:
                 continue
             entry = _ours_entry(ours, variant, datas, elements, 1)
             entry.name = cache_entry(variant)
@@ -178,7 +180,7 @@ def _listing_failure(entry: Entry) -> Iterator[None]:
 
 def limit_names(group: Group, variant: Variant) -> list[str]:
     """The limits that hold for a variant; of several, the best one counts."""
-    if not group.limits:
+    if not group.limits or variant.option is not Option.NONE:
         return []
     if group.case.work is Work.FORWARD:
         more = ", uint8 targets" if targets_kind(group.case, variant) == "uint8" else ""
@@ -321,7 +323,9 @@ def _prepare(
         cut = count < data.case.elements
         case = replace(data.case, elements=count, shape=None if cut else data.case.shape)
         arrays = [data.scores, data.targets(targets_kind(case, variant)), data.gradient]
-        arrays += [] if data.weight is None else [data.weight]
+        case = of_variant(case, variant)
+        weight = data.weight_for(case.option)
+        arrays += [] if weight is None else [weight]
         found.append(backend.forms(case, *(data.shaped(array[:count]) for array in arrays)))
     ways = [_Way(forms[0].label, list(forms)) for forms in zip(*found, strict=True)]
     if not all_forms:
@@ -338,8 +342,9 @@ def _prepare(
             result = form.run()
             first += perf_counter() - start
             try:
-                tolerance = backend.tolerance(replace(data.case, elements=count), kind)
-                check(form.unpack(result), data.reference(kind, count), tolerance)
+                case = of_variant(replace(data.case, elements=count), variant)
+                tolerance = backend.tolerance(case, kind)
+                check(form.unpack(result), data.reference(kind, count, case.option), tolerance)
             except WrongResult as error:
                 entry.problem = f"wrong result ({way.label}): {error}"
                 entry.failed = True

@@ -37,11 +37,19 @@ class Option(Enum):
     POS_WEIGHT = "pos_weight"
     IGNORE = "ignore_label"  # the divisor is the number of the others
     WEIGHT = "element weight"
+    SMOOTHING = "label_smoothing"
+    BALANCE = "balance"  # of the two classes, over the batch
+    FOCAL = "focal"  # with alpha
 
 
 # The values of the options.
 POS_WEIGHT = 3.0
 IGNORED_TARGET = -1
+NO_TARGET = 255  # a label that is ignored and that no target of a variant has: the work is the same
+SMOOTHING = 0.1
+GAMMA, ALPHA = 2.0, 0.25
+# Of the profile "family" alone.
+FAMILY = (Option.SMOOTHING, Option.BALANCE, Option.FOCAL)
 
 HALVES = ("float16", "bfloat16")
 _ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -106,19 +114,22 @@ class Case:
 
 @dataclass(frozen=True)
 class Variant:
-    """Ours, with other targets, another instruction set or another number of threads."""
+    """Ours, with other targets or options, another instruction set or another number of threads."""
 
     targets: str = (
         "hard"  # "hard": 0 or 1, of the scores' dtype; "soft": in [0, 1); "uint8": 0 or 1
     )
     isa: str | None = None  # None: the best that the machine has
     threads: int | None = None  # None: as many as everything else
+    option: Option = Option.NONE  # that the case itself has not
 
     @property
     def entry(self) -> str:
         remarks = []
         if self.targets != "hard":
             remarks.append(f"{self.targets} targets")
+        if self.option is not Option.NONE:
+            remarks.append(self.option.value)
         if self.isa:
             remarks.append(self.isa)
         if self.threads:
@@ -202,6 +213,8 @@ class Profile:
     all_forms: bool = True
     # 10^5 times what the clock resolves.
     measurement_seconds: float = 8e-3
+    backends: tuple[str, ...] | None = None  # the peers; None: all
+    figures: bool = True  # accuracy, scaling and memory
 
 
 PROFILES = {
@@ -214,28 +227,38 @@ PROFILES = {
         all_forms=False,
         measurement_seconds=1e-3,
     ),
-    "default": Profile(rounds=15, max_elements=2**26, call_seconds=0.6, seconds=420),
+    "default": Profile(rounds=9, max_elements=2**26, call_seconds=0.5, seconds=450),
+    "family": Profile(
+        rounds=9,
+        max_elements=2**24,
+        call_seconds=1.0,
+        seconds=300,
+        backends=("PyTorch", "torch.compile"),
+        figures=False,
+    ),
     "full": Profile(rounds=25, max_elements=2**26, call_seconds=10, seconds=math.inf),
 }
 
 # Of what is there for a plot or a comparison, not for an aim.
 _FEW_ROUNDS = 5
-_SOME_ROUNDS = 9
+_SOME_ROUNDS = 7
 _BOTH_REUSED = (Work.BOTH, Gradient.REUSED)
 _FORWARD = (Work.FORWARD, Gradient.NONE)
 
 
 def plan(profile: str = "default", threads: int = 2) -> list[Group]:
-    """All groups, in the order of the report: the aims' first, and last what is only plotted."""
+    """All groups, in the order of the report: the aims' first."""
+    if profile == "family":
+        return _family()
     groups = [
         *_aims(threads),
         *_elementwise(),
         *_halves(),
         *_options(full=profile == "full"),
-        *_shapes(full=profile == "full"),
     ]
     measured = {group.case for group in groups}
     groups += [group for group in _sweep(profile) if group.case not in measured]
+    groups += _shapes(full=profile == "full")
     return reduced(groups, PROFILES[profile].max_elements)
 
 
@@ -288,12 +311,14 @@ def _aims(threads: int) -> list[Group]:
         Group(
             Case(Work.FORWARD, "float64", 2**23),
             (Row(OURS, (Aim(2.0, compiled), Aim(0.45, LIMIT))),),
+            rounds=_SOME_ROUNDS,
         ),
         Group(
             Case(Work.BOTH, "float64", 2**23, Gradient.REUSED),
             (Row(OURS, (Aim(2.0, compiled), Aim(0.6, LIMIT))),),
+            rounds=_SOME_ROUNDS,
         ),
-        _beside(Case(Work.BOTH, "float64", 2**23, Gradient.FRESH)),
+        _beside(Case(Work.BOTH, "float64", 2**23, Gradient.FRESH), rounds=_FEW_ROUNDS),
     ]
     return groups
 
@@ -322,7 +347,7 @@ def _halves() -> list[Group]:
 def _options(*, full: bool) -> list[Group]:
     groups = []
     for option in Option:
-        if option is Option.NONE:
+        if option is Option.NONE or option in FAMILY:
             continue
         works = [_FORWARD, *_with_gradients(Work.BOTH)]
         if full:
@@ -345,7 +370,7 @@ def _shapes(*, full: bool) -> list[Group]:
         _beside(
             Case(work, "float32", shape.elements, gradient, shape=shape),
             limits=len(shape.parts) == 1,
-            rounds=_SOME_ROUNDS if shape.elements < 2**22 else _FEW_ROUNDS,
+            rounds=_SOME_ROUNDS if shape.elements < 2**22 else 3,
         )
         for shape in SHAPES
         for work, gradient in works
@@ -368,6 +393,38 @@ def _sweep(profile: str) -> list[Group]:
         for work, gradient in works
         for k in range(8, 27, step)
     ]
+
+
+def _family() -> list[Group]:
+    """What options cost beside the plain loss, and beside those who compose them, at 2^24."""
+    elements = 2**24
+    within = Aim(1 / 1.1, OURS.entry)
+
+    def rows(plain_bytes: int) -> tuple[Row, ...]:
+        more = plain_bytes / (plain_bytes + 4)  # one more array of float32 to read
+        return (
+            Row(OURS),
+            Row(UINT8),
+            *(
+                Row(Variant(targets="uint8", option=option), (within,))
+                for option in (Option.POS_WEIGHT, Option.IGNORE, Option.SMOOTHING)
+            ),
+            Row(Variant(option=Option.WEIGHT), (Aim(more, OURS.entry),)),
+            Row(Variant(option=Option.BALANCE), (Aim(more, OURS.entry),)),
+            Row(Variant(option=Option.FOCAL), (Aim(0.5, OURS.entry),)),
+        )
+
+    both = Case(Work.BOTH, "float32", elements, Gradient.REUSED)
+    forward = Case(Work.FORWARD, "float32", elements)
+    groups = [Group(both, rows(12)), Group(forward, rows(8))]
+    for option in (Option.POS_WEIGHT, Option.IGNORE, Option.WEIGHT, *FAMILY):
+        aims = (Aim(5.0, "PyTorch"), Aim(2.0, "torch.compile"))
+        case = replace(both, option=option)
+        groups.append(Group(case, (Row(OURS, aims),), limits=False, rounds=_SOME_ROUNDS))
+        fresh = replace(case, gradient=Gradient.FRESH)
+        groups.append(_beside(fresh, limits=False, rounds=_FEW_ROUNDS))
+        groups.append(_beside(replace(forward, option=option), limits=False, rounds=_FEW_ROUNDS))
+    return groups
 
 
 def _with_gradients(work: Work) -> list[tuple[Work, Gradient]]:
@@ -443,10 +500,19 @@ def targets_kind(case: Case, variant: Variant) -> str:
     return variant.targets
 
 
+def of_variant(case: Case, variant: Variant) -> Case:
+    """The case with the option of a variant of ours."""
+    return replace(case, option=variant.option) if variant.option is not Option.NONE else case
+
+
 def bytes_per_element(case: Case, variant: Variant) -> int:
-    """That the work has to move at least: each array of the caller read once or written once."""
+    """That the work has to move at least: each array of the caller read once or written once, but
+    for targets that must be counted before."""
     scores = _ITEMSIZE[case.dtype]
     targets = 1 if targets_kind(case, variant) == "uint8" else scores
-    weight = scores if case.option is Option.WEIGHT else 0
+    option = of_variant(case, variant).option
+    weight = scores if option is Option.WEIGHT else 0
+    if option is Option.BALANCE:
+        targets *= 2  # they are counted before
     written = 0 if case.work is Work.FORWARD else scores
     return scores + targets + weight + written

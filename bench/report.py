@@ -80,6 +80,7 @@ def _row_report(group: Group, row: Row, entries: dict[str, Entry]) -> dict[str, 
         "option": case.option.value or None,
         "shape": case.shape.name if case.shape else None,
         "targets": variant.targets,
+        "variant_option": variant.option.value or None,
         "isa": variant.isa,
         "threads": variant.threads,
         "bytes_per_element": count,
@@ -430,8 +431,9 @@ def _work(row: dict[str, Any]) -> str:
     text = row["work"]
     if row["gradient"] == "fresh":
         text += f", {'losses' if text == 'elementwise' else 'gradient'} freshly allocated"
-    if row.get("option"):
-        text += f", {row['option']}"
+    for key in ("option", "variant_option"):
+        if row.get(key):
+            text += f", {row[key]}"
     return str(text + row["entry"].removeprefix("ours"))
 
 

@@ -30,7 +30,7 @@ _MARKERS = {
     "speed": (BEGIN, END),
     **{
         name: (f"<!-- {name}: python -m bench.summary -->", f"<!-- end of {name} -->")
-        for name in ("pictures", "accuracy", "caffe")
+        for name in ("pictures", "accuracy", "caffe", "family")
     },
     "gpu": (gpu_summary.BEGIN, gpu_summary.END),
 }
@@ -66,6 +66,7 @@ class Results:
     cpu: dict[str, Any] | None
     accuracy: dict[str, Any] | None
     caffe: dict[str, Any] | None
+    family: dict[str, Any] | None
     gpu: dict[str, Any] | None
 
     @property
@@ -79,12 +80,15 @@ class Results:
 
 def read_results(folder: Path) -> Results:
     """From a folder such as bench/results. Quick runs and runs of some rows do not count."""
-    cpu = [result for result in _read(folder) if _is_whole(result)]
+    whole = [result for result in _read(folder) if _is_whole(result)]
+    family = [result for result in whole if result.get("profile") == "family"]
+    cpu = [result for result in whole if result.get("profile") != "family"]
     with_accuracy = [result for result in cpu if result.get("accuracy")]
     return Results(
         cpu[-1] if cpu else None,
         with_accuracy[-1] if with_accuracy else None,
         next(iter(reversed(_read(folder / "caffe"))), None),
+        family[-1] if family else None,
         next(iter(reversed(_read(folder / "gpu"))), None),
     )
 
@@ -225,6 +229,45 @@ def caffe(result: dict[str, Any]) -> str:
     return _markdown(lines)
 
 
+def family(result: dict[str, Any]) -> str:
+    """Two Markdown tables: the time of options over that of the plain loss, and the peers."""
+    costs = [["work", "option", "time / plain", "bytes / plain"]]
+    plain: dict[str, Any] = {}
+    for row in result["rows"]:
+        if row["option"] or not row["seconds"]:
+            continue
+        if row["entry"] == "ours":
+            plain[row["group"]] = row
+            continue
+        option = row["variant_option"] or "plain"
+        kind = "" if row["targets"] == "hard" else f", {row['targets']} targets"
+        bytes_ratio = row["bytes_per_element"] / plain[row["group"]]["bytes_per_element"]
+        costs.append(
+            [
+                row["work"],
+                option + kind,
+                f"{1 / row['ratios']['ours']['median']:.2f}",
+                f"{bytes_ratio:.2f}",
+            ]
+        )
+    peers = ["PyTorch", "torch.compile"]
+    others = [["work", "option", *(f"vs {peer}" for peer in peers)]]
+    for row in result["rows"]:
+        if not row["option"] or not row["seconds"]:
+            continue
+        work = row["work"] + (", new gradient array" if row["gradient"] == "fresh" else "")
+        ratios = [row["ratios"].get(peer) for peer in peers]
+        cells = [f"{ratio['median']:.1f}x" if ratio else _NONE for ratio in ratios]
+        others.append([work, row["option"], *cells])
+    machine, settings = result["machine"], result["settings"]
+    sizes = sorted({_size(row["elements"]) for row in result["rows"]})
+    return (
+        f"{_markdown(costs)}\n\n{_markdown(others)}\n\nfloat32, {' and '.join(sizes)} elements; "
+        f"{machine['cpu']}, "
+        f"{settings['threads']} threads, {result['ours']['info']['isa']}, {result['date'][:10]}."
+    )
+
+
 def _caffe_ratio(row: dict[str, Any], passes: tuple[str, ...], over: str, under: str) -> float:
     def seconds(name: str) -> np.ndarray:
         return np.array([row["seconds"][f"{name}, {one}"] for one in passes]).sum(axis=0)
@@ -262,7 +305,7 @@ def insert(text: str, table: str, name: str = "speed") -> str:
 
 def page_parts(results: Results) -> dict[str, dict[str, str]]:
     """By page, what belongs between the markers of each name."""
-    readme, dropin = {}, {}
+    readme, dropin, losses = {}, {}, {}
     if results.cpu:
         readme["speed"] = summary(results.cpu)
         readme["pictures"] = pictures(_names(results, "bench_throughput", "bench_speedup"))
@@ -273,7 +316,9 @@ def page_parts(results: Results) -> dict[str, dict[str, str]]:
         readme["gpu"] = gpu_summary.summary(results.gpu)
     if results.caffe:
         dropin["caffe"] = caffe(results.caffe)
-    return {"README.md": readme, "docs/dropin.md": dropin}
+    if results.family:
+        losses["family"] = family(results.family)
+    return {"README.md": readme, "docs/dropin.md": dropin, "docs/losses.md": losses}
 
 
 def _names(results: Results, *wanted: str) -> list[str]:
@@ -300,6 +345,8 @@ def differences(root: Path = ROOT, results: Results | None = None) -> list[str]:
     results = results or read_results(root / "bench" / "results")
     found = []
     for page, parts in page_parts(results).items():
+        if not parts:
+            continue
         text = (root / page).read_text(encoding="utf-8")
         for name, part in parts.items():
             if _MARKERS[name][0] not in text:
@@ -352,6 +399,8 @@ def write(root: Path = ROOT) -> list[Path]:
     results = read_results(root / "bench" / "results")
     written = []
     for page, parts in page_parts(results).items():
+        if not parts:
+            continue
         path = root / page
         text = path.read_text(encoding="utf-8")
         try:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import gpu_summary, plots, summary
+from bench import gpu_summary, plan, plots, summary
 from bench.backends import OURS_ELSEWHERE
 from bench.measure import Entry
-from bench.plan import OURS, UINT8, Case, Gradient, Group, Option, Row, Work
+from bench.plan import OURS, UINT8, Case, Gradient, Group, Option, Row, Variant, Work
 from bench.report import (
     SCHEMA,
     group_report,
@@ -413,7 +414,7 @@ def test_newest_whole_result_counts(tmp_path: Path) -> None:
     assert found.caffe is not None
     assert found.caffe["name"] == "2026-05-01"
     assert found.gpu is None
-    assert summary.read_results(tmp_path / "none") == summary.Results(None, None, None, None)
+    assert summary.read_results(tmp_path / "none") == summary.Results(*[None] * 5)
 
 
 def test_insert_needs_its_markers() -> None:
@@ -526,3 +527,39 @@ def test_first_result_of_a_gpu_makes_its_place(pages: Path) -> None:
 def test_pages_and_pictures_are_what_the_results_give() -> None:
     # python -m bench.summary --write
     assert summary.differences(_ROOT) == []
+
+
+# ---- What options cost ----
+
+
+def test_tables_of_the_family() -> None:
+    """Times over that of the plain loss, and rates over the peers'."""
+    case = Case(Work.BOTH, "float32", 2**20, Gradient.REUSED)
+    slow = Variant(option=Option.FOCAL)
+    entries = {
+        "ours": _entry("ours", case, 1e-3),
+        slow.entry: _entry(slow.entry, case, 2e-3),
+        "PyTorch": _entry("PyTorch", case, 1e-2),
+    }
+    rows = row_reports(Group(case, (Row(OURS), Row(slow)), limits=False), entries)
+    balanced = replace(case, option=Option.BALANCE)
+    rows += row_reports(Group(balanced, limits=False), entries)
+    text = summary.family(_report() | {"rows": rows})
+    assert "| forward + backward | focal | 2.00 | 1.00 |" in text
+    assert "| forward + backward | balance | 10.0x | - |" in text
+    assert "2^20 elements" in text
+
+
+def test_plan_of_the_family() -> None:
+    """Each option beside the plain loss in the same group, and beside the peers, with its aim."""
+    groups = plan.plan("family")
+    assert {group.case.elements for group in groups} == {2**24}
+    variants = {v.option for group in groups if not group.case.option.value for v in group.variants}
+    assert variants == set(Option) - {Option.UINT8}
+    judged = {
+        group.case.option
+        for group in groups
+        for row in group.rows
+        if {"PyTorch", "torch.compile"} <= {aim.other for aim in row.aims}
+    }
+    assert judged == variants - {Option.NONE}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..plan import HALVES, POS_WEIGHT, Case, Option
+from ..plan import FAMILY, HALVES, POS_WEIGHT, Case, Option
 
 
 class Unsupported(Exception):
@@ -134,6 +134,12 @@ def usual_tolerance(case: Case) -> Tolerance:
     loss = 4 if case.dtype in HALVES else 1e2
     largest = POS_WEIGHT if case.option is Option.POS_WEIGHT else 1.0
     return Tolerance(loss=loss * epsilon(case), gradient=8 * largest * epsilon(case) + steps)
+
+
+def no_family(case: Case) -> None:
+    """For backends whose forms of the profile "family" are not written here."""
+    if case.option in FAMILY:
+        raise Unsupported(f"{case.option.value} is measured beside PyTorch and torch.compile")
 
 
 def no_halves(case: Case, reason: str) -> None:

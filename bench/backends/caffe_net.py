@@ -20,7 +20,16 @@ from typing import Any
 import numpy as np
 
 from ..plan import IGNORED_TARGET, POS_WEIGHT, Case, Gradient, Option, Work
-from .base import Backend, Form, NotAvailable, Tolerance, Unsupported, epsilon, usual_tolerance
+from .base import (
+    Backend,
+    Form,
+    NotAvailable,
+    Tolerance,
+    Unsupported,
+    epsilon,
+    no_family,
+    usual_tolerance,
+)
 from .ours import kernels_tolerance
 from .remote import RemoteBackend
 
@@ -175,6 +184,7 @@ class CaffeNet(Backend):
         gradient: np.ndarray,
         weight: np.ndarray | None = None,
     ) -> list[Form]:
+        no_family(case)
         if case.dtype != "float32":
             raise Unsupported("pycaffe has blobs of float32 only")
         if case.option is Option.UINT8:

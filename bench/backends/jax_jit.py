@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..plan import IGNORED_TARGET, POS_WEIGHT, Case, Gradient, Option, Work
-from .base import Backend, Form, Tolerance, usual_tolerance
+from .base import Backend, Form, Tolerance, no_family, usual_tolerance
 
 
 class JaxJit(Backend):
@@ -42,6 +42,7 @@ class JaxJit(Backend):
         gradient: np.ndarray,
         weight: np.ndarray | None = None,
     ) -> list[Form]:
+        no_family(case)
         arrays = [_taken(scores), _taken(targets)]
         if weight is not None:
             arrays.append(_taken(weight))

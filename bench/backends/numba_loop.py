@@ -11,7 +11,7 @@ import numba
 import numpy as np
 
 from ..plan import IGNORED_TARGET, POS_WEIGHT, Case, Gradient, Option, Work
-from .base import Backend, Form, Tolerance, no_halves, usual_tolerance
+from .base import Backend, Form, Tolerance, no_family, no_halves, usual_tolerance
 
 
 class NumbaLoop(Backend):
@@ -35,6 +35,7 @@ class NumbaLoop(Backend):
         gradient: np.ndarray,
         weight: np.ndarray | None = None,
     ) -> list[Form]:
+        no_family(case)
         no_halves(case, "Numba has no such numbers on the CPU")
         x, t = scores.ravel(), targets.ravel()
         # Of the scores' type, so that it widens nothing; read only where the case has weights.

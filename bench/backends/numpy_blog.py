@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..plan import POS_WEIGHT, Case, Gradient, Option, Work
-from .base import Backend, Form, Tolerance, Unsupported, no_halves, usual_tolerance
+from .base import Backend, Form, Tolerance, Unsupported, no_family, no_halves, usual_tolerance
 
 
 class BlogLayer:
@@ -61,6 +61,7 @@ class NumpyBlog(Backend):
         gradient: np.ndarray,
         weight: np.ndarray | None = None,
     ) -> list[Form]:
+        no_family(case)
         layer = BlogLayer(blog_options(case))
         no_halves(case, "NumPy adds up in 16 bits, in which the sum overflows or stops growing")
         if case.work is Work.FORWARD:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..plan import IGNORED_TARGET, POS_WEIGHT, Case, Gradient, Option, Work
-from .base import Backend, Form, Tolerance, no_halves, usual_tolerance
+from .base import Backend, Form, Tolerance, no_family, no_halves, usual_tolerance
 
 
 class NumpyLayer(Backend):
@@ -25,6 +25,7 @@ class NumpyLayer(Backend):
         gradient: np.ndarray,
         weight: np.ndarray | None = None,
     ) -> list[Form]:
+        no_family(case)
         no_halves(case, "NumPy adds up in 16 bits, in which the sum overflows or stops growing")
         x, t, n = scores, targets, scores.size
         option = case.option

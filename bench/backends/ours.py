@@ -10,8 +10,19 @@ import numpy as np
 
 import sigmoid_ce
 
-from ..plan import HALVES, IGNORED_TARGET, POS_WEIGHT, Case, Gradient, Option, Work
-from .base import Backend, Form, Tolerance, Unsupported, epsilon
+from ..plan import (
+    ALPHA,
+    GAMMA,
+    IGNORED_TARGET,
+    NO_TARGET,
+    POS_WEIGHT,
+    SMOOTHING,
+    Case,
+    Gradient,
+    Option,
+    Work,
+)
+from .base import Backend, Form, Tolerance, epsilon
 
 
 class Ours(Backend):
@@ -29,18 +40,21 @@ class Ours(Backend):
         gradient: np.ndarray,
         weight: np.ndarray | None = None,
     ) -> list[Form]:
-        if case.dtype in HALVES:
-            try:
-                sigmoid_ce.forward(scores.ravel()[:1], targets.ravel()[:1])
-            except TypeError as error:
-                raise Unsupported(f"{case.dtype} on the CPU: {error}") from error
         options: dict[str, Any] = {}
         if case.option is Option.POS_WEIGHT:
             options["pos_weight"] = POS_WEIGHT
         elif case.option is Option.IGNORE:
-            options["ignore_label"] = IGNORED_TARGET
+            # Of a variant: no targets that are ignored, and no count of the others.
+            counts = targets.dtype != np.uint8
+            options["ignore_label"] = IGNORED_TARGET if counts else NO_TARGET
         elif case.option is Option.WEIGHT:
             options["weight"] = weight
+        elif case.option is Option.SMOOTHING:
+            options["label_smoothing"] = SMOOTHING
+        elif case.option is Option.BALANCE:
+            options["balance"] = "batch"
+        elif case.option is Option.FOCAL:
+            options.update(gamma=GAMMA, alpha=ALPHA)
         out = gradient if case.gradient is Gradient.REUSED else None
         if case.work is Work.ELEMENTWISE:
             return [
@@ -50,7 +64,8 @@ class Ours(Backend):
                     lambda result: (None, result),
                 )
             ]
-        options["normalization"] = "valid" if case.option is Option.IGNORE else "full"
+        valid = case.option is Option.IGNORE and targets.dtype != np.uint8
+        options["normalization"] = "valid" if valid else "full"
         if case.work is Work.FORWARD:
             return [
                 Form(
@@ -91,7 +106,7 @@ def kernels_tolerance(case: Case, targets: str) -> Tolerance:
         room *= 4
     step = room * epsilon(case)
     # The losses of elements are judged by the element too.
-    if targets == "soft":
+    if targets == "soft" or case.option is Option.SMOOTHING:
         return Tolerance(loss=step, gradient=4 * step)
     return Tolerance(loss=step, gradient=0.0, gradient_relative=4 * step)
 

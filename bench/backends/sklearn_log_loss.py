@@ -10,7 +10,7 @@ from scipy.special import expit
 from sklearn.metrics import log_loss
 
 from ..plan import IGNORED_TARGET, POS_WEIGHT, Case, Option, Work
-from .base import Backend, Form, Tolerance, Unsupported, no_halves, usual_tolerance
+from .base import Backend, Form, Tolerance, Unsupported, no_family, no_halves, usual_tolerance
 
 
 class SklearnLogLoss(Backend):
@@ -32,6 +32,7 @@ class SklearnLogLoss(Backend):
         gradient: np.ndarray,
         weight: np.ndarray | None = None,
     ) -> list[Form]:
+        no_family(case)
         if case.work is Work.ELEMENTWISE:
             raise Unsupported("log_loss returns one number")
         if case.work is not Work.FORWARD:

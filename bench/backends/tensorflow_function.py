@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import tensorflow as tf
 
 from ..plan import HALVES, IGNORED_TARGET, POS_WEIGHT, Case, Option, Work
-from .base import Backend, Form, Tolerance, usual_tolerance
+from .base import Backend, Form, Tolerance, no_family, usual_tolerance
 
 
 class TensorFlowFunction(Backend):
@@ -47,6 +48,7 @@ class TensorFlowFunction(Backend):
         gradient: np.ndarray,
         weight: np.ndarray | None = None,
     ) -> list[Form]:
+        no_family(case)
         arrays = [tf.constant(scores), tf.constant(targets)]
         if weight is not None:
             arrays.append(tf.constant(weight))
@@ -86,7 +88,10 @@ class TensorFlowFunction(Backend):
         return Form(label, lambda: function(*arrays), unpack)
 
     def tolerance(self, case: Case, targets: str) -> Tolerance:
-        return usual_tolerance(case)
+        """XLA adds up in float32, a long run after the other: 0.07% off at 2^24 elements. That is
+        listed with the figures, and here only more is wrong."""
+        usual = usual_tolerance(case)
+        return replace(usual, loss=max(usual.loss, 2e-10 * case.elements))
 
 
 def _value(case: Case, x: Any, t: Any, *weight: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ..plan import IGNORED_TARGET, POS_WEIGHT, Case, Option, Work
+from ..plan import ALPHA, GAMMA, IGNORED_TARGET, POS_WEIGHT, SMOOTHING, Case, Option, Work
 
 
 def tensor(array: np.ndarray) -> Tensor:
@@ -67,15 +67,57 @@ def loss_function(case: Case) -> Callable[..., Tensor]:
 
         return positive
 
+    if case.option is Option.SMOOTHING:
+
+        def smooth(x: Tensor, t: Tensor, w: Tensor | None = None) -> Tensor:
+            return binary_cross_entropy_with_logits(x, _smoothed(t), reduction=reduction)
+
+        return smooth
+
+    if case.option is Option.BALANCE:
+
+        def balanced(x: Tensor, t: Tensor, w: Tensor | None = None) -> Tensor:
+            return binary_cross_entropy_with_logits(
+                x, t, weight=_class_weights(t), reduction=reduction
+            )
+
+        return balanced
+
+    if case.option is Option.FOCAL:
+
+        def focal(x: Tensor, t: Tensor, w: Tensor | None = None) -> Tensor:
+            # As torchvision writes it.
+            losses = binary_cross_entropy_with_logits(x, t, reduction="none")
+            p = torch.sigmoid(x)
+            p_t = p * t + (1 - p) * (1 - t)
+            losses = (ALPHA * t + (1 - ALPHA) * (1 - t)) * (1 - p_t) ** GAMMA * losses
+            return losses if reduction == "none" else losses.mean()
+
+        return focal
+
     def weighted(x: Tensor, t: Tensor, w: Tensor | None = None) -> Tensor:
         return binary_cross_entropy_with_logits(x, t, weight=w, reduction=reduction)
 
     return weighted
 
 
-def gradient_by_hand(case: Case, elements: int) -> Callable[..., Tensor]:
-    """Of scores, targets and a weight: the gradient of the mean, written out."""
+def _smoothed(t: Tensor) -> Tensor:
+    return t * (1 - SMOOTHING) + SMOOTHING / 2
+
+
+def _class_weights(t: Tensor) -> Tensor:
+    """Of each element: the share of the other class."""
+    positive = (t == 1).sum()
+    negative = (t == 0).sum()
+    count = positive + negative
+    return torch.where(t == 1, negative / count, positive / count).to(t.dtype)
+
+
+def gradient_by_hand(case: Case, elements: int) -> Callable[..., Tensor] | None:
+    """Of scores, targets and a weight: the gradient of the mean, written out. None: nobody does."""
     scale = 1.0 / elements
+    if case.option is Option.FOCAL:
+        return None
 
     def gradient(x: Tensor, t: Tensor, w: Tensor | None = None) -> Tensor:
         s = torch.sigmoid(x)
@@ -86,6 +128,10 @@ def gradient_by_hand(case: Case, elements: int) -> Callable[..., Tensor]:
             return (s - t) * mask / mask.sum()
         if case.option is Option.WEIGHT:
             return (s - t) * w * scale
+        if case.option is Option.SMOOTHING:
+            return (s - _smoothed(t)) * scale
+        if case.option is Option.BALANCE:
+            return (s - t) * _class_weights(t) * scale
         return (s - t) * scale
 
     return gradient

@@ -88,26 +88,27 @@ class TorchCompile(Backend):
             return [form(f"{name}, reduction='none'", elements, only)]
 
         def hand_gradient(x: Tensor, t: Tensor, w: Tensor | None, out: Tensor) -> Any:
+            assert by_hand is not None
             return stored(by_hand(x, t, w), out)
 
         def derived_gradient(x: Tensor, t: Tensor, w: Tensor | None, out: Tensor) -> Any:
             return stored(derived(x, t, w)[0], out)
 
         if case.work is Work.BACKWARD:
-            return [
-                form("gradient by hand", hand_gradient, only),
-                form("func.grad", derived_gradient, only),
-            ]
+            ways = [] if by_hand is None else [form("gradient by hand", hand_gradient, only)]
+            return [*ways, form("func.grad", derived_gradient, only)]
 
         def hand(x: Tensor, t: Tensor, w: Tensor | None, out: Tensor) -> Any:
+            assert by_hand is not None
             return loss(x, t, w), stored(by_hand(x, t, w), out)
 
         def both(x: Tensor, t: Tensor, w: Tensor | None, out: Tensor) -> Any:
             result, value = derived(x, t, w)
             return value, stored(result, out)
 
+        ways = [] if by_hand is None else [form("gradient by hand", hand, with_loss)]
         return [
-            form("gradient by hand", hand, with_loss),
+            *ways,
             form("func.grad_and_value", both, with_loss),
             _autograd(loss, x, t, w),  # allocates its gradient, but is the usual way
         ]
