@@ -107,8 +107,9 @@ def _smoothed(t: Tensor) -> Tensor:
 
 def _class_weights(t: Tensor) -> Tensor:
     """Of each element: the share of the other class."""
-    positive = (t == 1).sum()
-    negative = (t == 0).sum()
+    wide = torch.float64 if t.dtype == torch.float64 else torch.float32
+    positive = (t == 1).sum().to(wide)
+    negative = (t == 0).sum().to(wide)
     count = positive + negative
     return torch.where(t == 1, negative / count, positive / count).to(t.dtype)
 
