@@ -310,9 +310,11 @@ def test_profiles_have_all_work(profile: str) -> None:
     cases = [group.case for group in groups]
     assert len(set(cases)) == len(cases)
     assert len({case.name for case in cases}) == len(cases)
+    if profile == "family":
+        return  # test_bench_output.py has its plan
     assert {case.work for case in cases} == set(Work)
     assert {case.dtype for case in cases} == {"float16", "bfloat16", "float32", "float64"}
-    assert {case.option for case in cases} == set(Option)
+    assert {case.option for case in cases} == set(Option) - set(plan.FAMILY)
     assert {case.shape.label for case in cases if case.shape} == {s.label for s in plan.SHAPES}
     variants = {row.variant for group in groups for row in group.rows}
     assert {variant.isa for variant in variants} >= {"avx512", "avx2", "neon", "scalar"}
@@ -357,7 +359,7 @@ def test_shapes_by_name() -> None:
 def test_profiles_end_in_time() -> None:
     """What is left of 3 and 10 minutes is for loading, the group that runs, and the figures."""
     assert plan.PROFILES["quick"].seconds <= 100
-    assert plan.PROFILES["default"].seconds <= 420
+    assert plan.PROFILES["default"].seconds <= 450
 
 
 def test_chosen_rows_keep_ours() -> None:

@@ -156,7 +156,7 @@ def test_who_is_able() -> None:
     gradient = Case(Work.BACKWARD, "float32", SMALL, Gradient.REUSED)
     ignored = Case(Work.FORWARD, "float32", SMALL, option=Option.IGNORE)
     assert reason("ours", float16) == ""
-    assert reason("NumPy", float16).startswith("NumPy adds up in 16 bits")
+    assert reason("NumPy", float16).startswith("float16: NumPy adds up in 16 bits")
     assert reason("scikit-learn", gradient) == "log_loss has no gradient"
     assert reason("NumPy (blog)", ignored) == "the layer has no ignore_label"
 

@@ -627,7 +627,11 @@ Status execute(const Inputs& inputs, const Options& options, Operation operation
   job.run.has_class_weights = math::has_class_weights(options);
   job.run.gamma = options.gamma;
   general = general || job.run.has_ignore_label || uncertain || job.run.has_class_weights;
-  job.run.is_weighted = options.weight.data != nullptr && call.count > 0;
+  Run& run = job.run;
+  run.is_weighted = options.weight.data != nullptr && call.count > 0;
+  run.has_weights = run.is_weighted || run.has_class_weights;
+  run.has_zeros = run.has_weights || run.has_ignore_label || uncertain;
+  run.has_class_options = uncertain || run.has_smoothing || run.has_class_weights;
 
   // ---- Kernel ----
   if (options.gamma != 0 || operation >= kOperations) {

@@ -34,6 +34,9 @@ struct Run {
   double pos_weight;        // a value of T, where pos_weights is null
   const void* pos_weights;  // T per element, or null
   bool is_weighted;         // by element
+  bool has_weights;         // by element or by class
+  bool has_zeros;           // elements that are ignored or may have weight 0
+  bool has_class_options;   // any of ignores_uncertain, has_smoothing, has_class_weights
   double weight;            // a value of T, where weights is null
   const void* weights;      // T per element, or null
   bool has_ignore_label;

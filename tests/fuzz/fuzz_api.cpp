@@ -424,7 +424,8 @@ void make_fault(Bytes* in, Case* c) {
   const bool some = c->window.count > 0;
   switch (in->below(16)) {
     case 0:
-      inputs.scores.dtype = static_cast<DType>(2 + in->below(250));
+      inputs.scores.dtype =
+          static_cast<DType>(in->below(2) ? 2 + in->below(5) : 9 + in->below(247));
       c->faults.insert("scores");
       c->faults.insert("targets");  // a type of its own, or none, with these scores
       c->faults.insert("weight");
@@ -485,7 +486,7 @@ void make_fault(Bytes* in, Case* c) {
       }
       break;
     case 12:
-      o.normalization = static_cast<Normalization>(5 + in->below(250));
+      o.normalization = static_cast<Normalization>(6 + in->below(249));
       c->faults.insert("normalization");
       break;
     case 13:

@@ -166,8 +166,11 @@ inline Status run(Pass pass, Inputs inputs, const Options& options, Partial* par
                  left.divisor, divisor);
     std::exit(1);
   }
-  std::vector<double> wanted_weights(2 * groups), got_weights(2 * groups);
-  const Status counted = sigmoid_ce::cpu::class_weights(host, options, wanted_weights.data());
+  // Without class weights the CPU is not asked: it does not take all types of targets that the GPU takes.
+  std::vector<double> wanted_weights(2 * groups, 1.0), got_weights(2 * groups);
+  const Status counted = sigmoid_ce::math::has_class_weights(options)
+                             ? sigmoid_ce::cpu::class_weights(host, options, wanted_weights.data())
+                             : Status();
   class_weights.copy_to(got_weights.data());
   if (!counted.ok() || got_weights != wanted_weights) {
     std::fprintf(stderr, "the class weights differ\n");

@@ -602,6 +602,10 @@ struct Run {
   double pos_weight;        // a value of T, where pos_weights is null
   const void* pos_weights;  // T per element, or null
   bool is_weighted;         // by element
+  bool has_weights;         // by element or by class
+  bool has_zeros;           // elements that are ignored or may have weight 0
+  bool has_class_options;   // any of ignores_uncertain, has_smoothing,
+                            // has_class_weights
   double weight;            // a value of T, where weights is null
   const void* weights;      // T per element, or null
   bool has_ignore_label;
@@ -2206,7 +2210,12 @@ Status execute(const Inputs& inputs, const Options& options,
   job.run.gamma = options.gamma;
   general = general || job.run.has_ignore_label || uncertain ||
             job.run.has_class_weights;
-  job.run.is_weighted = options.weight.data != nullptr && call.count > 0;
+  Run& run = job.run;
+  run.is_weighted = options.weight.data != nullptr && call.count > 0;
+  run.has_weights = run.is_weighted || run.has_class_weights;
+  run.has_zeros = run.has_weights || run.has_ignore_label || uncertain;
+  run.has_class_options =
+      uncertain || run.has_smoothing || run.has_class_weights;
 
   // ---- Kernel ----
   if (options.gamma != 0 || operation >= kOperations) {

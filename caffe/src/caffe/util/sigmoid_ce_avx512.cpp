@@ -47,6 +47,10 @@ struct Run {
   double pos_weight;        // a value of T, where pos_weights is null
   const void* pos_weights;  // T per element, or null
   bool is_weighted;         // by element
+  bool has_weights;         // by element or by class
+  bool has_zeros;           // elements that are ignored or may have weight 0
+  bool has_class_options;   // any of ignores_uncertain, has_smoothing,
+                            // has_class_weights
   double weight;            // a value of T, where weights is null
   const void* weights;      // T per element, or null
   bool has_ignore_label;
@@ -917,7 +921,7 @@ struct Loop {
     const V score = O::load(at.x + i);
     V target = Targets::load(at.t + i);
     V weight = O::set(1), pos_weight = O::set(1), by_class = O::set(1);
-    V class_weight[2];
+    V class_weight[2] = {weight, weight};
     typename O::M zero = O::none();
     if (kOptions) {
       if (run.is_weighted) {
@@ -925,34 +929,36 @@ struct Loop {
         zero = O::is_zero(weight);
       }
       typename O::M out_of_it = O::none();
-      if (run.has_ignore_label) out_of_it = Targets::ignored(at.t + i, run);
-      if (run.ignores_uncertain) {
-        const typename O::M uncertain = O::both(O::differs(target, O::set(0)),
-                                                O::differs(target, O::set(1)));
-        out_of_it = O::either(out_of_it, uncertain);
-      }
-      if (run.has_ignore_label || run.ignores_uncertain) {
+      if (run.has_ignore_label) {
+        out_of_it = Targets::ignored(at.t + i, run);
         *ignored += O::count(out_of_it);
         zero = O::either(zero, out_of_it);
       }
-      if (run.has_smoothing) {
-        target = O::fma(target, constant(run.smoothing_factor),
-                        constant(run.smoothing_term));
-      }
-      if (run.has_class_weights) {
-        for (int k = 0; k < 2; ++k) {
-          class_weight[k] = at.by_class[k] ? O::load(at.by_class[k] + i)
-                                           : constant(run.class_weight[k]);
+      if (run.has_class_options) {
+        if (run.ignores_uncertain) {
+          const typename O::M uncertain = O::both(
+              O::differs(target, O::set(0)), O::differs(target, O::set(1)));
+          *ignored +=
+              O::count(O::either(out_of_it, uncertain)) - O::count(out_of_it);
+          zero = O::either(zero, uncertain);
         }
-        const V negative = O::mul(O::sub(O::set(1), target), class_weight[1]);
-        by_class = O::fma(target, class_weight[0], negative);
-        if (kOperation != kTargetBackward) {
-          weight =
-              run.is_weighted ? O::mul_rounded(weight, by_class) : by_class;
+        if (run.has_smoothing) {
+          target = O::fma(target, constant(run.smoothing_factor),
+                          constant(run.smoothing_term));
         }
-      }
-      if (kOperation != kTargetBackward && has_weights(run)) {
-        zero = O::either(zero, O::is_zero(weight));
+        if (run.has_class_weights) {
+          for (int k = 0; k < 2; ++k) {
+            class_weight[k] = at.by_class[k] ? O::load(at.by_class[k] + i)
+                                             : constant(run.class_weight[k]);
+          }
+          const V negative = O::mul(O::sub(O::set(1), target), class_weight[1]);
+          by_class = O::fma(target, class_weight[0], negative);
+          if (kOperation != kTargetBackward) {
+            weight =
+                run.is_weighted ? O::mul_rounded(weight, by_class) : by_class;
+            zero = O::either(zero, O::is_zero(weight));
+          }
+        }
       }
     }
     Element e;
@@ -992,8 +998,8 @@ struct Loop {
       return loss;
     }
     if (kLoss && kOptions) {
-      if (has_weights(run)) loss = O::mul_rounded(weight, loss);
-      if (has_zeros(run)) loss = O::zero_if(zero, loss);
+      if (run.has_weights) loss = O::mul_rounded(weight, loss);
+      if (run.has_zeros) loss = O::zero_if(zero, loss);
     }
     if (kOperation == kElementwise) put(run, at.out + i, loss);
     if (kGradient) put(run, at.out + i, scaled(run, gradient, weight, zero));
@@ -1005,16 +1011,9 @@ struct Loop {
   // A derivative with the weight and the factor of all.
   static SIGMOID_CE_INLINE V scaled(const Run& run, V d, V weight,
                                     typename O::M zero) {
-    if (kOptions && has_weights(run)) d = O::mul(d, weight);
+    if (kOptions && run.has_weights) d = O::mul(d, weight);
     d = O::mul(d, constant(run.scale));
-    return kOptions && has_zeros(run) ? O::zero_if(zero, d) : d;
-  }
-
-  static SIGMOID_CE_INLINE bool has_weights(const Run& run) {
-    return run.is_weighted || run.has_class_weights;
-  }
-  static SIGMOID_CE_INLINE bool has_zeros(const Run& run) {
-    return has_weights(run) || run.has_ignore_label || run.ignores_uncertain;
+    return kOptions && run.has_zeros ? O::zero_if(zero, d) : d;
   }
 
   // The lines of a group, 1 KiB ahead: the polynomials fill the processor's
@@ -1065,7 +1064,7 @@ struct Loop {
     Place padded = {xs,   ts,      nullptr, nullptr, {nullptr, nullptr},
                     outs, hessians};
     if (kOptions) {
-      run.is_weighted = true;
+      run.is_weighted = run.has_weights = run.has_zeros = true;
       if (at.p) __builtin_memcpy(ps, at.p, n * sizeof(T));
       if (at.w) __builtin_memcpy(ws, at.w, n * sizeof(T));
       padded.p = at.p ? ps : nullptr;
@@ -1293,6 +1292,19 @@ KernelTable make_table(const char* name) {
 namespace sigmoid_ce {
 namespace cpu {
 
+// By the instruction itself: GCC 12, asked to widen a mask that it has spilled,
+// reads 32 bits of which it wrote 8 or 16.
+static SIGMOID_CE_INLINE int count_bits(__mmask8 m) {
+  unsigned bits;
+  __asm__("kmovb %1, %0" : "=r"(bits) : "k"(m));
+  return __builtin_popcount(bits);
+}
+static SIGMOID_CE_INLINE int count_bits(__mmask16 m) {
+  unsigned bits;
+  __asm__("kmovw %1, %0" : "=r"(bits) : "k"(m));
+  return __builtin_popcount(bits);
+}
+
 struct Avx512F32 {
   using T = float;
   using V = __m512;
@@ -1377,7 +1389,7 @@ struct Avx512F32 {
   static SIGMOID_CE_INLINE V zero_if(M m, V v) {
     return _mm512_maskz_mov_ps(static_cast<M>(~m), v);
   }
-  static SIGMOID_CE_INLINE int count(M m) { return __builtin_popcount(m); }
+  static SIGMOID_CE_INLINE int count(M m) { return count_bits(m); }
 
   static SIGMOID_CE_INLINE __m256i load_16(const void* p) {
     return _mm256_loadu_si256(static_cast<const __m256i*>(p));
@@ -1536,7 +1548,7 @@ struct Avx512F64 {
   static SIGMOID_CE_INLINE V zero_if(M m, V v) {
     return _mm512_maskz_mov_pd(static_cast<M>(~m), v);
   }
-  static SIGMOID_CE_INLINE int count(M m) { return __builtin_popcount(m); }
+  static SIGMOID_CE_INLINE int count(M m) { return count_bits(m); }
 
   static SIGMOID_CE_INLINE V from_int(I v) { return _mm512_cvtepi32_pd(v); }
   static SIGMOID_CE_INLINE __m128i load8(const void* p) {
