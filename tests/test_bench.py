@@ -113,7 +113,7 @@ def test_entries_are_measured_or_say_why_not(run: tuple[dict[str, Any], str, str
             assert group["entries"][peer]["problem"] == "left out (--backends)"
     for row in report["rows"]:
         if not row["problem"]:
-            assert set(row["ratios"]) >= {"NumPy"}
+            assert set(row["ratios"]) >= (set() if "float16" in row["dtype"] else {"NumPy"})
             assert all(figure["median"] > 0 for figure in row["ratios"].values())
 
 
