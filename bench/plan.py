@@ -151,7 +151,7 @@ class Aim:
     def text(self) -> str:
         if self.other == LIMIT:
             return f"{self.factor:.0%} of the limit"
-        return f"{self.factor:g}x {self.other}"
+        return f"{self.factor:.3g}x {self.other}"
 
 
 FASTEST_PEER = "the fastest peer"

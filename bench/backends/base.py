@@ -132,7 +132,8 @@ def usual_tolerance(case: Case) -> Tolerance:
     """
     steps = 2 * case.elements * _SMALLEST[case.dtype]
     loss = 4 if case.dtype in HALVES else 1e2
-    largest = POS_WEIGHT if case.option is Option.POS_WEIGHT else 1.0
+    # The factor of a focal loss is a power of a difference, and takes as many roundings again.
+    largest = {Option.POS_WEIGHT: POS_WEIGHT, Option.FOCAL: 3.0}.get(case.option, 1.0)
     return Tolerance(loss=loss * epsilon(case), gradient=8 * largest * epsilon(case) + steps)
 
 
