@@ -359,7 +359,7 @@ def test_shapes_by_name() -> None:
 def test_profiles_end_in_time() -> None:
     """What is left of 3 and 10 minutes is for loading, the group that runs, and the figures."""
     assert plan.PROFILES["quick"].seconds <= 100
-    assert plan.PROFILES["default"].seconds <= 450
+    assert plan.PROFILES["default"].seconds <= 420
 
 
 def test_chosen_rows_keep_ours() -> None:

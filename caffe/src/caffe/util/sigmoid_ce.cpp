@@ -2406,11 +2406,9 @@ Status backward_targets(const Inputs& inputs, const Options& options,
 }
 
 std::int64_t class_weight_groups(const Inputs& inputs, const Options& options) {
-  std::int64_t total = 1;
-  for (int d = 0; d < inputs.ndim; ++d) total *= inputs.shape[d];
-  return Call(inputs, options).check().ok()
-             ? math::groups_of(options, inputs.shape, inputs.ndim, total).count
-             : 0;
+  Call call(inputs, options);
+  if (!call.check().ok()) return 0;
+  return math::groups_of(options, inputs.shape, inputs.ndim, call.total).count;
 }
 
 Status class_weights(const Inputs& inputs, const Options& options,
