@@ -721,6 +721,35 @@ def test_instruction_sets(dtype: Any, kind: str) -> None:
             assert_same(with_loss_weight(x, t, **options), wanted, f"{name}, {isa}")
 
 
+@pytest.mark.parametrize("kind", ["float", "anybits", "uint8"])
+@pytest.mark.parametrize("length", [1, 63, 1365, 4117])
+def test_one_option_has_the_bits_that_it_has_beside_others(length: int, kind: str) -> None:
+    """Some have kernels of their own; with an array of weights 1 the general one takes them."""
+    shape = (3, length)
+    x = digest.make_scores(3 * length, np.float32, kind == "anybits").reshape(shape)
+    t = digest.make_targets(3 * length, kind, np.float32).reshape(shape)
+    ones = np.ones(shape, np.float32)
+    cases: list[dict[str, Any]] = [
+        {"ignore_label": 0},
+        {"ignore_label": 1, "normalization": "valid"},
+        {"pos_weight": 3.0},
+        {"pos_weight": np.linspace(0, 3, length)},
+        {"label_smoothing": 0.1},
+        {"alpha": 0.25},
+        {"alpha": 0.0},
+        {"balance": "image", "negative_scale": 1.1},
+        {"balance": "batch", "balance_per_channel": True},
+        {"gamma": 2.0},
+        {"gamma": 2.0, "alpha": 0.25, "normalization": "foreground"},
+        {"gamma": 0.5, "balance": "image"},
+    ]
+    for isa in sce.available_isas():
+        sce.set_isa(isa)
+        for options in cases:
+            wanted = with_loss_weight(x, t, weight=ones, **options)
+            assert_same(with_loss_weight(x, t, **options), wanted, f"{options}, {isa}")
+
+
 @dtypes
 def test_threads(dtype: Any) -> None:
     shape = (7, 5, 4001)

@@ -45,7 +45,8 @@ using ClassCounts = std::atomic<std::int64_t>[2];
 struct Job {
   const KernelTable* table = nullptr;
   Kernel kernel = nullptr;
-  Run run = Run();  // all but the pointers of a run
+  Kernel kernel_of_arrays = nullptr;  // where a piece has kArrays
+  Run run = Run();                    // all but the pointers of a run
 
   // A pass over the targets, instead of `kernel`: what is counted.
   bool counts = false;
@@ -291,7 +292,8 @@ void run_elements(Job* job, std::int64_t index, std::int64_t n, char* staging, R
     // The kernel sees what the conversion wrote in the place of an ignored target.
     run->ignore_low = run->ignore_high = kIgnored;
   }
-  job->kernel(run);
+  const bool arrays = run->pos_weights != nullptr || run->class_weights[0] != nullptr;
+  (arrays ? job->kernel_of_arrays : job->kernel)(run);
   if (job->stage_out) unstage(*job, *job->out, job->out_dtype, index, n, buffer(kOutBuffer), raw);
   if (job->stage_hessian) {
     unstage(*job, *job->hessian, job->hessian_dtype, index, n, buffer(kHessianBuffer), raw);
@@ -505,6 +507,18 @@ bool is_aligned(const View& view, std::int64_t first) {
   return view.contiguous() && reinterpret_cast<std::uintptr_t>(view.at(first)) % kCacheLine == 0;
 }
 
+// The kernel with exactly these options, or the general one; null where only table.focal has them.
+Kernel find_kernel(const KernelTable& table, int scores, int target, Operation operation,
+                   unsigned options) {
+  if (operation >= kOperations) return nullptr;
+  const Kernel* const kernels = table.run[scores][target][operation];
+  for (int k = 0; k < kKernels; ++k) {
+    const unsigned its = kKernelOptions[k];
+    if ((its == options || its == (options | kArrays)) && kernels[k] != nullptr) return kernels[k];
+  }
+  return options & kGamma ? nullptr : kernels[kGeneralKernel];
+}
+
 Status execute(const Inputs& inputs, const Options& options, Operation operation,
                const Outputs& outputs) {
   const FloatEnvironment environment;  // options are rounded here as well
@@ -588,15 +602,14 @@ Status execute(const Inputs& inputs, const Options& options, Operation operation
   const View pos_weight(options.pos_weight, sizeof(double), inputs.shape, inputs.ndim,
                         channel_strides, 0);
   if (options.pos_weight_count > 0) {
-    job.run.has_pos_weight = true;
+    job.run.options |= kPosWeight;
     job.run.pos_weight = options.pos_weight[0];
     if (options.pos_weight_count > 1) job.pos_weight = &pos_weight;
   }
   job.run.weight = 1;
   job.weight_dtype = options.weight.dtype;
-  bool general = job.run.has_pos_weight;
   if (options.weight.data != nullptr && call.count > 0) {
-    general = true;
+    job.run.options |= kElementWeight;
     job.weight = &weight;
     if (weight.uniform()) {
       float w;
@@ -613,32 +626,31 @@ Status execute(const Inputs& inputs, const Options& options, Operation operation
     }
   }
   const math::IgnoreRule ignore(target_dtype, options);
-  job.run.has_ignore_label = ignore.on;
+  if (ignore.on) job.run.options |= kIgnoreLabel;
   job.run.ignore_low = ignore.low;
   job.run.ignore_high = ignore.high;
   job.run.ignore_label = ignore.label;
   const bool uncertain = options.uncertain == Uncertain::kIgnore;
-  job.run.ignores_uncertain = uncertain;
+  if (uncertain) job.run.options |= kUncertain;
   if (options.label_smoothing != 0) {
-    general = job.run.has_smoothing = true;
+    job.run.options |= kSmoothing;
     job.run.smoothing_factor = 1 - options.label_smoothing;
     job.run.smoothing_term = options.label_smoothing / 2;
   }
-  job.run.has_class_weights = math::has_class_weights(options);
-  job.run.gamma = options.gamma;
-  general = general || job.run.has_ignore_label || uncertain || job.run.has_class_weights;
-  Run& run = job.run;
-  run.is_weighted = options.weight.data != nullptr && call.count > 0;
-  run.has_weights = run.is_weighted || run.has_class_weights;
-  run.has_zeros = run.has_weights || run.has_ignore_label || uncertain;
-  run.has_class_options = uncertain || run.has_smoothing || run.has_class_weights;
+  const bool has_class_weights = math::has_class_weights(options);
+  if (has_class_weights) job.run.options |= kClassWeight;
+  if (options.gamma != 0) {
+    job.run.options |= kGamma;
+    job.run.gamma = options.gamma;
+  }
 
   // ---- Kernel ----
-  if (options.gamma != 0 || operation >= kOperations) {
-    job.kernel = table->focal[computed][operation];
+  job.kernel = find_kernel(*table, computed, job.target, operation, job.run.options);
+  job.run.options |= kArrays;  // as the pointers say
+  job.kernel_of_arrays = find_kernel(*table, computed, job.target, operation, job.run.options);
+  if (job.kernel == nullptr) {
+    job.kernel = job.kernel_of_arrays = table->focal[computed][operation];
     job.convert_targets = job.target != kTargetScores;
-  } else {
-    job.kernel = table->run[computed][job.target][operation][general];
   }
 
   // ---- Class weights ----
@@ -662,7 +674,7 @@ Status execute(const Inputs& inputs, const Options& options, Operation operation
   job.by_block = job.stage_scores || job.stage_targets || job.stage_weight ||
                  job.pos_weight != nullptr || job.stage_out || job.stage_hessian ||
                  job.convert_targets;
-  const bool staged = job.by_block || (job.run.has_class_weights && groups.count > 1);
+  const bool staged = job.by_block || (has_class_weights && groups.count > 1);
   const std::int64_t blocks = (call.count + kBlock - 1) / kBlock;
   if (threads > blocks) threads = blocks > 1 ? static_cast<int>(blocks) : 1;
   std::int64_t blocks_per_run = (blocks + 4 * threads - 1) / (4 * threads);
@@ -677,8 +689,8 @@ Status execute(const Inputs& inputs, const Options& options, Operation operation
 
   // ---- Counting ----
   const bool gradient = operation != kForward && operation != kElementwise;
-  const bool needs_valid = gradient && options.normalization == Normalization::kValid &&
-                           (job.run.has_ignore_label || uncertain);
+  const bool needs_valid =
+      gradient && options.normalization == Normalization::kValid && (ignore.on || uncertain);
   const bool needs_foreground = options.normalization == Normalization::kForeground &&
                                 (gradient || outputs.divisor != nullptr);
   std::int64_t n_valid = call.count, n_foreground = 0;
@@ -710,7 +722,7 @@ Status execute(const Inputs& inputs, const Options& options, Operation operation
     job.staging_taken.store(0);
   }
   double no_groups[2];
-  if (job.run.has_class_weights && class_weights == nullptr) {
+  if (has_class_weights && class_weights == nullptr) {
     math::class_weights(options, 0, 0, no_groups);
     class_weights = no_groups;
   }
@@ -723,9 +735,9 @@ Status execute(const Inputs& inputs, const Options& options, Operation operation
   job.groups = groups;
   const View positive(class_weights, kPair, inputs.shape, inputs.ndim, class_strides, 0);
   const View negative(class_weights + 1, kPair, inputs.shape, inputs.ndim, class_strides, 0);
-  if (job.run.has_class_weights && groups.count == 1) {
+  if (has_class_weights && groups.count == 1) {
     for (int k = 0; k < 2; ++k) job.run.class_weight[k] = class_weights[k];
-  } else if (job.run.has_class_weights) {
+  } else if (has_class_weights) {
     job.class_weight[0] = &positive;
     job.class_weight[1] = &negative;
   }

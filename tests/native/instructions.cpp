@@ -42,7 +42,18 @@ using sigmoid_ce::Status;
 constexpr std::int64_t kSmall = 1 << 13;
 constexpr std::int64_t kLarge = 3 << 13;
 
-enum Variant { kPlain, kGeneral, kChannels, kStrided };
+enum Variant {
+  kPlain,
+  kGeneral,
+  kChannels,
+  kStrided,
+  kIgnore,
+  kPosWeight,
+  kSmoothing,
+  kAlpha,
+  kFocal,
+  kFocalAlpha
+};
 
 // Scores 0 and targets 0 do: no path depends on a value.
 template <class T>
@@ -76,6 +87,20 @@ bool run(const char* operation, Variant variant, DType target, const char* name,
       options.has_ignore_label = true;
       options.ignore_label = 7;
     }
+    if (variant == kIgnore) {
+      options.has_ignore_label = true;
+      options.ignore_label = 7;
+    }
+    if (variant == kPosWeight) {
+      options.pos_weight = channel_weights + 1;
+      options.pos_weight_count = 1;
+    }
+    if (variant == kSmoothing) options.label_smoothing = 0.25;
+    if (variant == kAlpha || variant == kFocalAlpha) {
+      options.has_alpha = true;
+      options.alpha = 0.25;
+    }
+    if (variant == kFocal || variant == kFocalAlpha) options.gamma = 2;
     Partial partial;
     const MutableArray out(data->out.data());
     Status status;
@@ -111,9 +136,18 @@ bool run_all(const char* type, DType own) {
     const char* name;
     Variant variant;
     DType target;
-  } cases[] = {{"plain", kPlain, own},           {"uint8", kPlain, DType::kUint8},
-               {"int64", kPlain, DType::kInt64}, {"general", kGeneral, own},
-               {"channels", kChannels, own},     {"strided", kStrided, own}};
+  } cases[] = {{"plain", kPlain, own},
+               {"uint8", kPlain, DType::kUint8},
+               {"int64", kPlain, DType::kInt64},
+               {"general", kGeneral, own},
+               {"channels", kChannels, own},
+               {"strided", kStrided, own},
+               {"ignore_label", kIgnore, DType::kUint8},
+               {"pos_weight", kPosWeight, DType::kUint8},
+               {"label_smoothing", kSmoothing, DType::kUint8},
+               {"alpha", kAlpha, DType::kUint8},
+               {"gamma", kFocal, own},
+               {"gamma_alpha", kFocalAlpha, own}};
   for (const char* operation : {"forward", "elementwise", "backward", "forward_backward"}) {
     for (const auto& c : cases) {
       const std::string name = std::string(operation) + "/" + type + "/" + c.name;

@@ -586,6 +586,48 @@ enum Operation {
   kFocalOperations
 };
 
+// What a call has beside scores and targets.
+enum : unsigned {
+  kIgnoreLabel = 1,
+  kUncertain = 2,  // targets other than 0 and 1 are ignored
+  kSmoothing = 4,
+  kElementWeight = 8,
+  kClassWeight = 16,
+  kPosWeight = 32,
+  kGamma = 64,
+
+  kWeights = kElementWeight | kClassWeight,
+  kZeros = kWeights | kIgnoreLabel |
+      kUncertain,  // elements that are ignored or may have weight 0
+
+  kArrays = 128,  // pos_weight or class weights differ between elements
+
+  // Of a kernel: it looks which of its options are on. Others have all of
+  // theirs.
+  kAtRunTime = 256,
+  kGeneral = kAtRunTime | kIgnoreLabel | kUncertain | kSmoothing | kWeights |
+      kPosWeight | kArrays,
+  kEverything = kGeneral | kGamma
+};
+
+// The kernels of an operation, by their options. Those with few take less time
+// than the general one.
+enum {
+  kPlainKernel,
+  kGeneralKernel,
+  // For float32 scores with float32 or uint8 targets:
+  kIgnoreKernel,
+  kPosWeightKernel,
+  kSmoothingKernel,
+  kClassKernel,
+  kFocalKernel,
+  kFocalClassKernel,
+  kKernels
+};
+constexpr unsigned kKernelOptions[kKernels] = {
+    0,          kGeneral,     kIgnoreLabel, kPosWeight,
+    kSmoothing, kClassWeight, kGamma,       kGamma | kClassWeight | kArrays};
+
 // A run starts at a block boundary. Arrays are contiguous, of any alignment; T
 // is the scores' type.
 struct Run {
@@ -597,32 +639,22 @@ struct Run {
   bool stream;   // write `out` past the caches; it is aligned to 64 bytes then
   double scale;  // factor on the gradient, a value of T
 
-  // General and focal kernels only.
-  bool has_pos_weight;
+  // Those that the kernel does not have are off.
+  unsigned options;
   double pos_weight;        // a value of T, where pos_weights is null
   const void* pos_weights;  // T per element, or null
-  bool is_weighted;         // by element
-  bool has_weights;         // by element or by class
-  bool has_zeros;           // elements that are ignored or may have weight 0
-  bool has_class_options;   // any of ignores_uncertain, has_smoothing,
-                            // has_class_weights
   double weight;            // a value of T, where weights is null
   const void* weights;      // T per element, or null
-  bool has_ignore_label;
   double ignore_low,
       ignore_high;  // float targets: ignored when low <= t <= high
   std::int64_t
-      ignore_label;        // integer targets; in the range of the target type
-  bool ignores_uncertain;  // targets other than 0 and 1
-  bool has_smoothing;
+      ignore_label;  // integer targets; in the range of the target type
   double smoothing_factor,
       smoothing_term;  // t becomes t factor + term; values of T
-  bool has_class_weights;
   double
       class_weight[2];  // w+ and w-, values of T, where class_weights are null
   const void* class_weights[2];  // T per element, or null
-
-  double gamma;  // of focal kernels; 0: off
+  double gamma;
 
   // Results: one sum per block (kForward, kForwardBackward), and how many
   // elements were ignored.
@@ -646,7 +678,7 @@ using ConvertKernel = void (*)(const Run& run);
 constexpr double kIgnored =
     1099511627776.0;  // 2^40: no integer target, which are saturated to 32 bits
 
-// Indices: scores float32, float64; targets by kTarget*; plain or general.
+// Indices: scores float32, float64; targets by kTarget*; operation; k*Kernel.
 enum Target {
   kTargetScores,
   kTargetBool,
@@ -659,8 +691,9 @@ enum Target {
 
 struct KernelTable {
   const char* name;
-  Kernel run[2][kTargets][kOperations][2];
-  Kernel focal[2][kFocalOperations];  // for targets of the scores' type
+  Kernel run[2][kTargets][kOperations][kKernels];  // null where there is none
+  Kernel focal[2][kFocalOperations];  // all options; for targets of the scores'
+                                      // type
   CountKernel count_ignored[2][kTargets], count_classes[2][kTargets];
   ConvertKernel convert[2][kTargets];  // integers to T
   // float16, bfloat16 to float32 and back.
@@ -1564,7 +1597,8 @@ using ClassCounts = std::atomic<std::int64_t>[2];
 struct Job {
   const KernelTable* table = nullptr;
   Kernel kernel = nullptr;
-  Run run = Run();  // all but the pointers of a run
+  Kernel kernel_of_arrays = nullptr;  // where a piece has kArrays
+  Run run = Run();                    // all but the pointers of a run
 
   // A pass over the targets, instead of `kernel`: what is counted.
   bool counts = false;
@@ -1837,7 +1871,9 @@ void run_elements(Job* job, std::int64_t index, std::int64_t n, char* staging,
     // target.
     run->ignore_low = run->ignore_high = kIgnored;
   }
-  job->kernel(run);
+  const bool arrays =
+      run->pos_weights != nullptr || run->class_weights[0] != nullptr;
+  (arrays ? job->kernel_of_arrays : job->kernel)(run);
   if (job->stage_out)
     unstage(*job, *job->out, job->out_dtype, index, n, buffer(kOutBuffer), raw);
   if (job->stage_hessian) {
@@ -2075,6 +2111,20 @@ bool is_aligned(const View& view, std::int64_t first) {
          reinterpret_cast<std::uintptr_t>(view.at(first)) % kCacheLine == 0;
 }
 
+// The kernel with exactly these options, or the general one; null where only
+// table.focal has them.
+Kernel find_kernel(const KernelTable& table, int scores, int target,
+                   Operation operation, unsigned options) {
+  if (operation >= kOperations) return nullptr;
+  const Kernel* const kernels = table.run[scores][target][operation];
+  for (int k = 0; k < kKernels; ++k) {
+    const unsigned its = kKernelOptions[k];
+    if ((its == options || its == (options | kArrays)) && kernels[k] != nullptr)
+      return kernels[k];
+  }
+  return options & kGamma ? nullptr : kernels[kGeneralKernel];
+}
+
 Status execute(const Inputs& inputs, const Options& options,
                Operation operation, const Outputs& outputs) {
   const FloatEnvironment environment;  // options are rounded here as well
@@ -2169,15 +2219,14 @@ Status execute(const Inputs& inputs, const Options& options,
   const View pos_weight(options.pos_weight, sizeof(double), inputs.shape,
                         inputs.ndim, channel_strides, 0);
   if (options.pos_weight_count > 0) {
-    job.run.has_pos_weight = true;
+    job.run.options |= kPosWeight;
     job.run.pos_weight = options.pos_weight[0];
     if (options.pos_weight_count > 1) job.pos_weight = &pos_weight;
   }
   job.run.weight = 1;
   job.weight_dtype = options.weight.dtype;
-  bool general = job.run.has_pos_weight;
   if (options.weight.data != nullptr && call.count > 0) {
-    general = true;
+    job.run.options |= kElementWeight;
     job.weight = &weight;
     if (weight.uniform()) {
       float w;
@@ -2195,34 +2244,33 @@ Status execute(const Inputs& inputs, const Options& options,
     }
   }
   const math::IgnoreRule ignore(target_dtype, options);
-  job.run.has_ignore_label = ignore.on;
+  if (ignore.on) job.run.options |= kIgnoreLabel;
   job.run.ignore_low = ignore.low;
   job.run.ignore_high = ignore.high;
   job.run.ignore_label = ignore.label;
   const bool uncertain = options.uncertain == Uncertain::kIgnore;
-  job.run.ignores_uncertain = uncertain;
+  if (uncertain) job.run.options |= kUncertain;
   if (options.label_smoothing != 0) {
-    general = job.run.has_smoothing = true;
+    job.run.options |= kSmoothing;
     job.run.smoothing_factor = 1 - options.label_smoothing;
     job.run.smoothing_term = options.label_smoothing / 2;
   }
-  job.run.has_class_weights = math::has_class_weights(options);
-  job.run.gamma = options.gamma;
-  general = general || job.run.has_ignore_label || uncertain ||
-            job.run.has_class_weights;
-  Run& run = job.run;
-  run.is_weighted = options.weight.data != nullptr && call.count > 0;
-  run.has_weights = run.is_weighted || run.has_class_weights;
-  run.has_zeros = run.has_weights || run.has_ignore_label || uncertain;
-  run.has_class_options =
-      uncertain || run.has_smoothing || run.has_class_weights;
+  const bool has_class_weights = math::has_class_weights(options);
+  if (has_class_weights) job.run.options |= kClassWeight;
+  if (options.gamma != 0) {
+    job.run.options |= kGamma;
+    job.run.gamma = options.gamma;
+  }
 
   // ---- Kernel ----
-  if (options.gamma != 0 || operation >= kOperations) {
-    job.kernel = table->focal[computed][operation];
+  job.kernel =
+      find_kernel(*table, computed, job.target, operation, job.run.options);
+  job.run.options |= kArrays;  // as the pointers say
+  job.kernel_of_arrays =
+      find_kernel(*table, computed, job.target, operation, job.run.options);
+  if (job.kernel == nullptr) {
+    job.kernel = job.kernel_of_arrays = table->focal[computed][operation];
     job.convert_targets = job.target != kTargetScores;
-  } else {
-    job.kernel = table->run[computed][job.target][operation][general];
   }
 
   // ---- Class weights ----
@@ -2249,8 +2297,7 @@ Status execute(const Inputs& inputs, const Options& options,
   job.by_block = job.stage_scores || job.stage_targets || job.stage_weight ||
                  job.pos_weight != nullptr || job.stage_out ||
                  job.stage_hessian || job.convert_targets;
-  const bool staged =
-      job.by_block || (job.run.has_class_weights && groups.count > 1);
+  const bool staged = job.by_block || (has_class_weights && groups.count > 1);
   const std::int64_t blocks = (call.count + kBlock - 1) / kBlock;
   if (threads > blocks) threads = blocks > 1 ? static_cast<int>(blocks) : 1;
   std::int64_t blocks_per_run = (blocks + 4 * threads - 1) / (4 * threads);
@@ -2268,7 +2315,7 @@ Status execute(const Inputs& inputs, const Options& options,
   const bool gradient = operation != kForward && operation != kElementwise;
   const bool needs_valid = gradient &&
                            options.normalization == Normalization::kValid &&
-                           (job.run.has_ignore_label || uncertain);
+                           (ignore.on || uncertain);
   const bool needs_foreground =
       options.normalization == Normalization::kForeground &&
       (gradient || outputs.divisor != nullptr);
@@ -2305,7 +2352,7 @@ Status execute(const Inputs& inputs, const Options& options,
     job.staging_taken.store(0);
   }
   double no_groups[2];
-  if (job.run.has_class_weights && class_weights == nullptr) {
+  if (has_class_weights && class_weights == nullptr) {
     math::class_weights(options, 0, 0, no_groups);
     class_weights = no_groups;
   }
@@ -2321,9 +2368,9 @@ Status execute(const Inputs& inputs, const Options& options,
                       class_strides, 0);
   const View negative(class_weights + 1, kPair, inputs.shape, inputs.ndim,
                       class_strides, 0);
-  if (job.run.has_class_weights && groups.count == 1) {
+  if (has_class_weights && groups.count == 1) {
     for (int k = 0; k < 2; ++k) job.run.class_weight[k] = class_weights[k];
-  } else if (job.run.has_class_weights) {
+  } else if (has_class_weights) {
     job.class_weight[0] = &positive;
     job.class_weight[1] = &negative;
   }

@@ -27,6 +27,48 @@ enum Operation {
   kFocalOperations
 };
 
+// What a call has beside scores and targets.
+enum : unsigned {
+  kIgnoreLabel = 1,
+  kUncertain = 2,  // targets other than 0 and 1 are ignored
+  kSmoothing = 4,
+  kElementWeight = 8,
+  kClassWeight = 16,
+  kPosWeight = 32,
+  kGamma = 64,
+
+  kWeights = kElementWeight | kClassWeight,
+  kZeros = kWeights | kIgnoreLabel |
+      kUncertain,  // elements that are ignored or may have weight 0
+
+  kArrays = 128,  // pos_weight or class weights differ between elements
+
+  // Of a kernel: it looks which of its options are on. Others have all of
+  // theirs.
+  kAtRunTime = 256,
+  kGeneral = kAtRunTime | kIgnoreLabel | kUncertain | kSmoothing | kWeights |
+      kPosWeight | kArrays,
+  kEverything = kGeneral | kGamma
+};
+
+// The kernels of an operation, by their options. Those with few take less time
+// than the general one.
+enum {
+  kPlainKernel,
+  kGeneralKernel,
+  // For float32 scores with float32 or uint8 targets:
+  kIgnoreKernel,
+  kPosWeightKernel,
+  kSmoothingKernel,
+  kClassKernel,
+  kFocalKernel,
+  kFocalClassKernel,
+  kKernels
+};
+constexpr unsigned kKernelOptions[kKernels] = {
+    0,          kGeneral,     kIgnoreLabel, kPosWeight,
+    kSmoothing, kClassWeight, kGamma,       kGamma | kClassWeight | kArrays};
+
 // A run starts at a block boundary. Arrays are contiguous, of any alignment; T
 // is the scores' type.
 struct Run {
@@ -38,32 +80,22 @@ struct Run {
   bool stream;   // write `out` past the caches; it is aligned to 64 bytes then
   double scale;  // factor on the gradient, a value of T
 
-  // General and focal kernels only.
-  bool has_pos_weight;
+  // Those that the kernel does not have are off.
+  unsigned options;
   double pos_weight;        // a value of T, where pos_weights is null
   const void* pos_weights;  // T per element, or null
-  bool is_weighted;         // by element
-  bool has_weights;         // by element or by class
-  bool has_zeros;           // elements that are ignored or may have weight 0
-  bool has_class_options;   // any of ignores_uncertain, has_smoothing,
-                            // has_class_weights
   double weight;            // a value of T, where weights is null
   const void* weights;      // T per element, or null
-  bool has_ignore_label;
   double ignore_low,
       ignore_high;  // float targets: ignored when low <= t <= high
   std::int64_t
-      ignore_label;        // integer targets; in the range of the target type
-  bool ignores_uncertain;  // targets other than 0 and 1
-  bool has_smoothing;
+      ignore_label;  // integer targets; in the range of the target type
   double smoothing_factor,
       smoothing_term;  // t becomes t factor + term; values of T
-  bool has_class_weights;
   double
       class_weight[2];  // w+ and w-, values of T, where class_weights are null
   const void* class_weights[2];  // T per element, or null
-
-  double gamma;  // of focal kernels; 0: off
+  double gamma;
 
   // Results: one sum per block (kForward, kForwardBackward), and how many
   // elements were ignored.
@@ -87,7 +119,7 @@ using ConvertKernel = void (*)(const Run& run);
 constexpr double kIgnored =
     1099511627776.0;  // 2^40: no integer target, which are saturated to 32 bits
 
-// Indices: scores float32, float64; targets by kTarget*; plain or general.
+// Indices: scores float32, float64; targets by kTarget*; operation; k*Kernel.
 enum Target {
   kTargetScores,
   kTargetBool,
@@ -100,8 +132,9 @@ enum Target {
 
 struct KernelTable {
   const char* name;
-  Kernel run[2][kTargets][kOperations][2];
-  Kernel focal[2][kFocalOperations];  // for targets of the scores' type
+  Kernel run[2][kTargets][kOperations][kKernels];  // null where there is none
+  Kernel focal[2][kFocalOperations];  // all options; for targets of the scores'
+                                      // type
   CountKernel count_ignored[2][kTargets], count_classes[2][kTargets];
   ConvertKernel convert[2][kTargets];  // integers to T
   // float16, bfloat16 to float32 and back.
@@ -863,10 +896,9 @@ struct Places {
   }
 };
 
-enum Kind { kPlain, kGeneral, kFocal };
-
-// B: Ops of one vector; S: target type; U: rows at a time.
-template <class B, class S, int kOperation, int kKind, int U>
+// B: Ops of one vector; S: target type; kOptions: which are on, as in kernel.h;
+// U: rows at a time.
+template <class B, class S, int kOperation, unsigned kOptions, int U>
 struct Loop {
   using T = typename B::T;
   using R = Rows<B, U>;
@@ -874,7 +906,6 @@ struct Loop {
   using V = typename O::V;
   using Targets = TargetOps<O, S>;
   using Place = Places<T, S>;
-  static constexpr bool kOptions = kKind != kPlain;
   static constexpr bool kSums = kOperation == kForward ||
                                 kOperation == kForwardBackward ||
                                 kOperation == kHessian;
@@ -882,6 +913,12 @@ struct Loop {
                                     kOperation == kForwardBackward ||
                                     kOperation == kHessian;
   static constexpr bool kLoss = kOperation != kBackward;
+
+  // Whether any of `options` is on.
+  static SIGMOID_CE_INLINE bool on(const Run& run, unsigned options) {
+    return (kOptions & options) != 0 &&
+           (!(kOptions & kAtRunTime) || (run.options & options) != 0);
+  }
 
   static SIGMOID_CE_INLINE V constant(double v) {
     return O::set(static_cast<T>(v));
@@ -904,53 +941,53 @@ struct Loop {
     V weight = O::set(1), pos_weight = O::set(1), by_class = O::set(1);
     V class_weight[2] = {weight, weight};
     typename O::M zero = O::none();
-    if (kOptions) {
-      if (run.is_weighted) {
-        weight = at.w ? O::load(at.w + i) : constant(run.weight);
-        zero = O::is_zero(weight);
+    if (on(run, kElementWeight)) {
+      weight = at.w ? O::load(at.w + i) : constant(run.weight);
+      zero = O::is_zero(weight);
+    }
+    typename O::M out_of_it = O::none();
+    if (on(run, kIgnoreLabel)) {
+      out_of_it = Targets::ignored(at.t + i, run);
+      *ignored += O::count(out_of_it);
+      zero = O::either(zero, out_of_it);
+    }
+    if (on(run, kUncertain | kSmoothing | kClassWeight)) {
+      if (on(run, kUncertain)) {
+        const typename O::M uncertain = O::both(O::differs(target, O::set(0)),
+                                                O::differs(target, O::set(1)));
+        *ignored +=
+            O::count(O::either(out_of_it, uncertain)) - O::count(out_of_it);
+        zero = O::either(zero, uncertain);
       }
-      typename O::M out_of_it = O::none();
-      if (run.has_ignore_label) {
-        out_of_it = Targets::ignored(at.t + i, run);
-        *ignored += O::count(out_of_it);
-        zero = O::either(zero, out_of_it);
+      if (on(run, kSmoothing)) {
+        target = O::fma(target, constant(run.smoothing_factor),
+                        constant(run.smoothing_term));
       }
-      if (run.has_class_options) {
-        if (run.ignores_uncertain) {
-          const typename O::M uncertain = O::both(
-              O::differs(target, O::set(0)), O::differs(target, O::set(1)));
-          *ignored +=
-              O::count(O::either(out_of_it, uncertain)) - O::count(out_of_it);
-          zero = O::either(zero, uncertain);
+      if (on(run, kClassWeight)) {
+        for (int k = 0; k < 2; ++k) {
+          class_weight[k] = on(run, kArrays) && at.by_class[k]
+                                ? O::load(at.by_class[k] + i)
+                                : constant(run.class_weight[k]);
         }
-        if (run.has_smoothing) {
-          target = O::fma(target, constant(run.smoothing_factor),
-                          constant(run.smoothing_term));
-        }
-        if (run.has_class_weights) {
-          for (int k = 0; k < 2; ++k) {
-            class_weight[k] = at.by_class[k] ? O::load(at.by_class[k] + i)
-                                             : constant(run.class_weight[k]);
-          }
-          const V negative = O::mul(O::sub(O::set(1), target), class_weight[1]);
-          by_class = O::fma(target, class_weight[0], negative);
-          if (kOperation != kTargetBackward) {
-            weight =
-                run.is_weighted ? O::mul_rounded(weight, by_class) : by_class;
-            zero = O::either(zero, O::is_zero(weight));
-          }
+        const V negative = O::mul(O::sub(O::set(1), target), class_weight[1]);
+        by_class = O::fma(target, class_weight[0], negative);
+        if (kOperation != kTargetBackward) {
+          weight = on(run, kElementWeight) ? O::mul_rounded(weight, by_class)
+                                           : by_class;
+          zero = O::either(zero, O::is_zero(weight));
         }
       }
     }
     Element e;
-    if (kOptions && run.has_pos_weight) {
-      pos_weight = at.p ? O::load(at.p + i) : constant(run.pos_weight);
+    if (on(run, kPosWeight)) {
+      pos_weight = on(run, kArrays) && at.p ? O::load(at.p + i)
+                                            : constant(run.pos_weight);
       e = Element::weighted(score, target, pos_weight);
     } else {
       e = Element::template plain<Targets::kFinite>(score, target);
     }
     V loss = O::set(0), gradient = loss, hessian = loss;
-    if (kKind == kFocal && run.gamma != 0) {
+    if (on(run, kGamma)) {
       const math::Focal<O> focal(e, target, constant(run.gamma));
       if (kLoss) loss = focal.loss(e.loss());
       if (kGradient) gradient = focal.gradient();
@@ -967,20 +1004,20 @@ struct Loop {
         gradient = e.target_gradient(pos_weight);
     }
     if (kOperation == kTargetBackward) {
-      if (run.has_class_weights) {
+      if (on(run, kClassWeight)) {
         const V step = O::sub(class_weight[0], class_weight[1]);
         const V kept = O::zero_where_zero(by_class, gradient);
         gradient = O::fma(step, O::zero_where_zero(step, loss),
                           O::mul(by_class, kept));
       }
-      if (run.has_smoothing)
+      if (on(run, kSmoothing))
         gradient = O::mul(gradient, constant(run.smoothing_factor));
       put(run, at.out + i, scaled(run, gradient, weight, zero));
       return loss;
     }
-    if (kLoss && kOptions) {
-      if (run.has_weights) loss = O::mul_rounded(weight, loss);
-      if (run.has_zeros) loss = O::zero_if(zero, loss);
+    if (kLoss) {
+      if (on(run, kWeights)) loss = O::mul_rounded(weight, loss);
+      if (on(run, kZeros)) loss = O::zero_if(zero, loss);
     }
     if (kOperation == kElementwise) put(run, at.out + i, loss);
     if (kGradient) put(run, at.out + i, scaled(run, gradient, weight, zero));
@@ -992,9 +1029,9 @@ struct Loop {
   // A derivative with the weight and the factor of all.
   static SIGMOID_CE_INLINE V scaled(const Run& run, V d, V weight,
                                     typename O::M zero) {
-    if (kOptions && run.has_weights) d = O::mul(d, weight);
+    if (on(run, kWeights)) d = O::mul(d, weight);
     d = O::mul(d, constant(run.scale));
-    return kOptions && run.has_zeros ? O::zero_if(zero, d) : d;
+    return on(run, kZeros) ? O::zero_if(zero, d) : d;
   }
 
   // The lines of a group, 1 KiB ahead: the polynomials fill the processor's
@@ -1026,7 +1063,8 @@ struct Loop {
 
   // A group of fewer than 64 elements: padded copies go through the same loop.
   // The padding has loss +0: x = -inf with t = 0, and the weight 0 where there
-  // are options, which could make that anything.
+  // are options, which could make that anything. So only the plain kernel and
+  // those that look at run time have one.
   static __attribute__((noinline)) void tail(Run run, std::int64_t n, Place at,
                                              double* acc,
                                              std::int64_t* ignored) {
@@ -1045,7 +1083,7 @@ struct Loop {
     Place padded = {xs,   ts,      nullptr, nullptr, {nullptr, nullptr},
                     outs, hessians};
     if (kOptions) {
-      run.is_weighted = run.has_weights = run.has_zeros = true;
+      run.options |= kElementWeight;
       if (at.p) __builtin_memcpy(ps, at.p, n * sizeof(T));
       if (at.w) __builtin_memcpy(ws, at.w, n * sizeof(T));
       padded.p = at.p ? ps : nullptr;
@@ -1061,13 +1099,15 @@ struct Loop {
     if (kOperation != kForward) __builtin_memcpy(at.out, outs, n * sizeof(T));
     if (kOperation == kHessian)
       __builtin_memcpy(at.hessian, hessians, n * sizeof(T));
-    if (kOptions && run.has_ignore_label && Targets::ignores_zero(run))
+    if (on(run, kIgnoreLabel) && Targets::ignores_zero(run))
       *ignored -= math::kGroup - n;
   }
 
   static void run(Run* args) {
+    using Tail = Loop<B, S, kOperation,
+                      kOptions == 0 ? 0u : (kOptions & kGamma) | kGeneral, U>;
     const Run run = *args;
-    const Place all = Place::of(run, kOptions);
+    const Place all = Place::of(run, kOptions != 0);
     double* sums = run.block_sums;
     std::int64_t ignored = 0;
     for (std::int64_t begin = 0; begin < run.n; begin += math::kBlock) {
@@ -1087,7 +1127,7 @@ struct Loop {
           }
           group(run, all.at(k), sum, &ignored);
         }
-        if (k < stop) tail(*args, stop - k, all.at(k), sum, &ignored);
+        if (k < stop) Tail::tail(*args, stop - k, all.at(k), sum, &ignored);
         for (int r = 0; r < math::kRow; ++r) acc[q + r] = sum[r];
       }
       if (kSums) *sums++ = math::halve<B>(acc);
@@ -1161,7 +1201,7 @@ struct Convert {
   SIGMOID_CE_INLINE void operator()(const S* t, int n) const {
     using Targets = TargetOps<B, S>;
     typename B::V v = Targets::load(t);
-    if (run.has_ignore_label) {
+    if (run.options & kIgnoreLabel) {
       const typename B::V kept =
           B::zero_if(Targets::ignored(t, run), B::set(1));
       v = B::if_zero(kept, B::set(static_cast<typename B::T>(kIgnored)), v);
@@ -1209,29 +1249,42 @@ void narrow(const Run& run) {
   each_vector<B, float>(run, Narrow<B, H>{&out});
 }
 
-template <class B, class S, int U, int kOperation>
-void fill_operation(KernelTable* table, int scores, int target) {
-  table->run[scores][target][kOperation][0] =
-      &Loop<B, S, kOperation, kPlain, U>::run;
-  table->run[scores][target][kOperation][1] =
-      &Loop<B, S, kOperation, kGeneral, U>::run;
+// All operations with exactly these options.
+template <class B, class S, int U, int kKernel>
+void fill_options(KernelTable* table, int scores, int target) {
+  constexpr unsigned kOptions = kKernelOptions[kKernel];
+  auto& run = table->run[scores][target];
+  run[kForward][kKernel] = &Loop<B, S, kForward, kOptions, U>::run;
+  run[kElementwise][kKernel] = &Loop<B, S, kElementwise, kOptions, U>::run;
+  run[kBackward][kKernel] = &Loop<B, S, kBackward, kOptions, U>::run;
+  run[kForwardBackward][kKernel] =
+      &Loop<B, S, kForwardBackward, kOptions, U>::run;
 }
 
 template <class B, class S, int U>
 void fill_target(KernelTable* table, int scores, int target) {
-  fill_operation<B, S, U, kForward>(table, scores, target);
-  fill_operation<B, S, U, kElementwise>(table, scores, target);
-  fill_operation<B, S, U, kBackward>(table, scores, target);
-  fill_operation<B, S, U, kForwardBackward>(table, scores, target);
+  fill_options<B, S, U, kPlainKernel>(table, scores, target);
+  fill_options<B, S, U, kGeneralKernel>(table, scores, target);
   table->count_ignored[scores][target] = &count_ignored<B, S>;
   table->count_classes[scores][target] = &count_classes<B, S>;
   table->convert[scores][target] = &convert<B, S>;
 }
 
+// What is used most.
+template <class B, class S, int U>
+void fill_often(KernelTable* table, int scores, int target) {
+  fill_options<B, S, U, kIgnoreKernel>(table, scores, target);
+  fill_options<B, S, U, kPosWeightKernel>(table, scores, target);
+  fill_options<B, S, U, kSmoothingKernel>(table, scores, target);
+  fill_options<B, S, U, kClassKernel>(table, scores, target);
+  fill_options<B, S, U, kFocalKernel>(table, scores, target);
+  fill_options<B, S, U, kFocalClassKernel>(table, scores, target);
+}
+
 template <class B, int U, int kOperation>
 void fill_focal(KernelTable* table, int scores) {
   table->focal[scores][kOperation] =
-      &Loop<B, typename B::T, kOperation, kFocal, U>::run;
+      &Loop<B, typename B::T, kOperation, kEverything, U>::run;
 }
 
 template <class B, int U>
@@ -1253,9 +1306,11 @@ void fill_scores(KernelTable* table, int scores) {
 // U: rows at a time, as many as the registers hold.
 template <class F32, class F64, int U>
 KernelTable make_table(const char* name) {
-  KernelTable table;
+  KernelTable table = {};
   table.name = name;
   fill_scores<F32, U>(&table, 0);
+  fill_often<F32, float, U>(&table, 0, kTargetScores);
+  fill_often<F32, std::uint8_t, U>(&table, 0, kTargetUint8);
   fill_scores<F64, U>(&table, 1);
   table.widen[0] = &widen<F32, math::Float16>;
   table.widen[1] = &widen<F32, math::Bfloat16>;
