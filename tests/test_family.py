@@ -414,12 +414,15 @@ def test_focal_up_to_infinity(dtype: Any, gamma: float) -> None:
         assert (np.abs(got["gradient"][~wrong]) < 1e-9).all()
 
 
-def test_focal_targets_outside_give_nan() -> None:
-    x = np.zeros(4)
-    t = np.array([-0.1, 1.1, 0.0, 1.0])
-    got = native(x, t, gamma=2.0)
+@dtypes
+@pytest.mark.parametrize("score", [-3.0, 0.0, 3.0])
+def test_focal_targets_outside_give_nan(dtype: Any, score: float) -> None:
+    tiny = np.finfo(dtype).smallest_subnormal  # 1 + tiny is 1
+    above = np.nextafter(dtype(1), dtype(2))
+    t = np.array([-0.1, 1.1, -tiny, above, 0.0, 1.0, tiny, -0.0], dtype)
+    got = native(np.full(t.size, score, dtype), t, gamma=2.0)
     for name in RESULTS:
-        np.testing.assert_array_equal(np.isnan(got[name]), [True, True, False, False], name)
+        np.testing.assert_array_equal(np.isnan(got[name]), [True] * 4 + [False] * 4, name)
 
 
 def test_alpha_without_gamma() -> None:

@@ -606,7 +606,8 @@ struct Focal {
   SIGMOID_CE_INLINE Focal(const Element<O>& element, V t, V power)
       : e(element), gamma(power) {
     const V one = O::set(1);
-    v = O::by_sign(e.x, t, O::sub(one, t));
+    const V negative = O::sub(one, t);
+    v = O::by_sign(e.x, t, negative);
     k = O::sub(one, v);
     m = log1p_01<O>(e.z);
     q = e.sigmoid_neg();
@@ -615,7 +616,8 @@ struct Focal {
         e.a, O::set(1e12f));  // finite, and far beyond where R is 0
     V d = O::zero_where_zero(k, a);
     h = O::if_zero(v, s, q);
-    if (!O::all(O::either(O::is_zero(v), O::is_zero(k)))) {
+    // Of t and not of v: 1 - t is 1 for a tiny t below 0 too.
+    if (!O::all(O::either(O::is_zero(t), O::is_zero(negative)))) {
       // A hard target among soft ones gets the bits that it gets among hard
       // ones.
       const V log_y = log_01<O>(O::fma(k, e.z, v));
@@ -623,7 +625,7 @@ struct Focal {
       const V soft = O::quotient(O::mul(q, s), r());
       h = O::if_zero(v, s, O::if_zero(k, q, soft));
       const V nan = O::quotient(O::set(0), O::set(0));
-      d = O::add(d, O::zero_if(O::in_range(v, O::set(0), one), nan));
+      d = O::add(d, O::zero_if(O::in_range(t, O::set(0), one), nan));
     }
     // gamma L as g + (a rest): exp has the absolute error of its argument,
     // which is large in the tails.
