@@ -8,7 +8,8 @@
 //   values      each loss and gradient against the formula in long double, within the bounds of
 //               docs/numerics.md: an element that met another's target or weight is far outside
 //   sum         that of the elementwise losses in the documented order of a block, bit for bit; counts
-//   same bits   every instruction set; two calls, cut at a multiple of 4096 elements
+//   same bits   every instruction set; two calls, cut at a multiple of 4096 elements; the pass that gives the
+//               Hessian too
 //
 // With -fsanitize=fuzzer the library drives it. With -DFUZZ_MAIN it is a program:
 //   fuzz_api PATH...            runs the inputs in these files
@@ -32,6 +33,7 @@
 namespace {
 
 namespace cpu = sigmoid_ce::cpu;
+using sigmoid_ce::Balance;
 using sigmoid_ce::Code;
 using sigmoid_ce::ConstArray;
 using sigmoid_ce::DType;
@@ -41,6 +43,7 @@ using sigmoid_ce::Normalization;
 using sigmoid_ce::Options;
 using sigmoid_ce::Partial;
 using sigmoid_ce::Status;
+using sigmoid_ce::Uncertain;
 using Real = long double;
 
 constexpr std::int64_t kBlock = 4096;
@@ -314,6 +317,8 @@ struct Case {
   Array scores, targets, weight, out;
   bool has_weight = false, in_place = false;
   std::vector<double> pos_weight;
+  std::vector<double> class_weights;  // of each group, where the case has any
+  std::int64_t groups = 1;            // that `balance` counts by
   Inputs inputs;
   Options options;
   MutableArray output;
@@ -414,6 +419,107 @@ void make_options(Bytes* in, Case* c) {
     if (o.normalization == Normalization::kNumber && !(o.divisor > 0 && std::isfinite(o.divisor))) {
       c->faults.insert("normalization");
     }
+  }
+}
+
+std::int64_t channels_of(const Window& window) {
+  return window.shape.size() < 2 ? 1 : window.shape[1];
+}
+
+std::int64_t groups_of(const Window& window, const Options& o) {
+  std::int64_t groups = o.balance == Balance::kImage ? window.shape[0] : 1;
+  if (o.balance_per_channel) groups *= channels_of(window);
+  return groups;
+}
+
+// Which of them an element counts in.
+std::int64_t group_of(const Window& window, const Options& o, std::int64_t index) {
+  if (o.balance == Balance::kNone || window.shape.empty()) return 0;
+  std::int64_t inner = 1;
+  for (std::size_t d = 2; d < window.shape.size(); ++d) inner *= window.shape[d];
+  const std::int64_t channel = index / inner % channels_of(window);
+  const std::int64_t image = index / inner / channels_of(window);
+  if (o.balance != Balance::kImage) return o.balance_per_channel ? channel : 0;
+  return o.balance_per_channel ? image * channels_of(window) + channel : image;
+}
+
+// The options for unbalanced and dense targets. They come last, so that saved inputs keep their meaning.
+void make_family(Bytes* in, Case* c) {
+  if (!c->faults.empty()) return;
+  Options& o = c->options;
+  const Window& window = c->window;
+  const bool whole = window.count == window.total;
+  if (in->one_in(3)) o.uncertain = Uncertain::kIgnore;
+  if (in->one_in(3)) o.label_smoothing = in->below(32) / 32.0;
+  if (in->one_in(3)) o.has_alpha = true, o.alpha = in->below(17) / 16.0;
+  if (in->one_in(4)) o.negative_scale = in->below(40) / 16.0;
+  if (in->one_in(3)) {
+    static const double gammas[] = {0.5, 1, 2, 5, 1e-3, 20};
+    o.gamma = gammas[in->below(6)];
+  }
+  if (in->one_in(6)) o.normalization = Normalization::kForeground;
+  if (in->below(2)) {
+    o.balance = static_cast<Balance>(in->below(4));
+    if (o.balance == Balance::kImage && window.shape.size() < 2) o.balance = Balance::kBatch;
+    o.balance_per_channel =
+        o.balance != Balance::kNone && window.shape.size() >= 2 && in->below(2) != 0;
+    const bool many = (o.balance == Balance::kImage && window.shape[0] > kMostThreads) ||
+                      (o.balance_per_channel && window.shape[1] > kMostThreads);
+    if (many || groups_of(window, o) > kMostThreads) {
+      o.balance = Balance::kBatch;
+      o.balance_per_channel = false;
+    }
+  }
+  if (o.balance != Balance::kNone) {
+    c->groups = groups_of(window, o);
+    if (!whole || in->one_in(4)) {  // as a caller gives them, who has counted
+      Random random(in->byte());
+      for (std::int64_t k = 0; k < 2 * c->groups; ++k) {
+        c->class_weights.push_back(static_cast<double>(random.below(9)) / 4);
+      }
+      if (c->class_weights.empty()) c->class_weights.assign(2, 1.0);
+      o.class_weights = c->class_weights.data();
+    }
+  }
+  if (!in->one_in(8)) return;
+  const double odd = any_double(in);
+  switch (in->below(8)) {
+    case 0:
+      o.label_smoothing = odd;
+      if (!(odd >= 0 && odd < 1)) c->faults.insert("label_smoothing");
+      break;
+    case 1:
+      o.gamma = odd;
+      if (!(odd >= 0 && odd <= 1e6)) c->faults.insert("gamma");
+      break;
+    case 2:
+      o.has_alpha = true;
+      o.alpha = odd;
+      if (!(odd >= 0 && odd <= 1)) c->faults.insert("alpha");
+      break;
+    case 3:
+      o.negative_scale = odd;
+      if (!(odd >= 0 && odd <= static_cast<double>(FLT_MAX))) c->faults.insert("negative_scale");
+      break;
+    case 4:
+      o.uncertain = static_cast<Uncertain>(2 + in->below(254));
+      c->faults.insert("uncertain");
+      break;
+    case 5:
+      o.balance = static_cast<Balance>(4 + in->below(252));
+      c->faults.insert("balance");
+      break;
+    case 6:
+      o.balance = Balance::kNone;
+      o.balance_per_channel = true;
+      c->faults.insert("balance_per_channel");
+      break;
+    case 7:
+      if (o.balance != Balance::kNone && !whole) {
+        o.class_weights = nullptr;
+        c->faults.insert("balance");
+      }
+      break;
   }
 }
 
@@ -571,6 +677,7 @@ void make_case(Bytes* in, Case* c) {
   c->rounding = modes[in->below(4)];
   cpu::set_num_threads(1 + in->below(3));
   if (in->one_in(4)) make_fault(in, c);
+  make_family(in, c);
 }
 
 // ---- What is expected ----
@@ -585,6 +692,7 @@ struct Expected {
 struct Element {
   Real x, t, p, w;
   bool ignored;
+  int label;  // 1 or 0: what it counts as; -1: neither
 };
 
 template <class T>
@@ -623,6 +731,9 @@ Element read_element(const Case& c, std::int64_t index) {
     e.ignored = std::trunc(e.t) == static_cast<Real>(label);
   }
   e.ignored = e.ignored && c.options.has_ignore_label;
+  e.label = e.t == 1 ? 1 : e.t == 0 ? 0 : -1;
+  if (e.ignored) e.label = -1;
+  if (c.options.uncertain == Uncertain::kIgnore && e.t != 0 && e.t != 1) e.ignored = true;
   e.p = 1;
   if (c.pos_weight.size() == 1) {
     e.p = static_cast<T>(c.pos_weight[0]);
@@ -651,12 +762,73 @@ Element read_element(const Case& c, std::int64_t index) {
   return e;
 }
 
+// w+ and w- of each group: those that the caller gave, or by what the elements count as.
 template <class T>
-Expected expect(const Element& e, bool has_p, T scale) {
+std::vector<double> class_weights_of(const Case& c, const std::vector<Element>& elements) {
+  const Options& o = c.options;
+  if (o.class_weights != nullptr) return c.class_weights;
+  std::vector<std::int64_t> counts(static_cast<std::size_t>(2 * c.groups));
+  for (std::size_t i = 0; i < elements.size() && o.balance != Balance::kNone; ++i) {
+    const std::int64_t group = group_of(c.window, o, c.window.first + static_cast<std::int64_t>(i));
+    if (elements[i].label >= 0) {
+      ++counts[static_cast<std::size_t>(2 * group + 1 - elements[i].label)];
+    }
+  }
+  std::vector<double> weights;
+  const double positive = o.has_alpha ? o.alpha : 1;
+  const double negative = (o.has_alpha ? 1 - o.alpha : 1) * o.negative_scale;
+  for (std::int64_t g = 0; g < c.groups; ++g) {
+    const double p = static_cast<double>(counts[static_cast<std::size_t>(2 * g)]);
+    const double m = static_cast<double>(counts[static_cast<std::size_t>(2 * g + 1)]);
+    const double v = p + m;
+    double of_positive = 1, of_negative = 1;
+    if (o.balance == Balance::kBatchMean) {  // as if there were one of each class at least
+      const double k = std::max(1.0, std::min(p, v - 1));
+      of_positive = v / (2 * k);
+      of_negative = v / (2 * std::max(1.0, v - k));
+    } else if (o.balance != Balance::kNone) {
+      of_positive = m / std::max(1.0, v);
+      of_negative = p / std::max(1.0, v);
+    }
+    weights.push_back(of_positive * positive);
+    weights.push_back(of_negative * negative);
+  }
+  return weights;
+}
+
+bool has_class_weights(const Options& o) {
+  return o.balance != Balance::kNone || o.has_alpha || o.negative_scale != 1;
+}
+
+// The element as the formula has it: smoothed, and its weight times that of its class, both rounded as documented.
+template <class T>
+void weigh(const Case& c, const std::vector<double>& class_weights, std::int64_t index,
+           Element* e) {
+  const Options& o = c.options;
+  T t = static_cast<T>(e->t);
+  if (o.label_smoothing != 0) {
+    t = std::fma(t, static_cast<T>(1 - o.label_smoothing), static_cast<T>(o.label_smoothing / 2));
+    e->t = t;
+  }
+  if (has_class_weights(o) && e->w != 0) {
+    const std::size_t g = static_cast<std::size_t>(group_of(c.window, o, index));
+    const T positive = static_cast<T>(class_weights[2 * g]);
+    const volatile T negative = (1 - t) * static_cast<T>(class_weights[2 * g + 1]);
+    const T by_class = std::fma(t, positive, negative);
+    e->w = c.has_weight ? static_cast<T>(e->w) * by_class : by_class;
+  }
+}
+
+template <class T>
+Expected expect(const Element& e, bool has_p, T scale, double gamma) {
   Expected r;
   r.ignored = e.ignored;
   r.zero = e.ignored || e.w == 0;
   if (r.zero) return r;
+  if (gamma != 0 && !(e.t >= 0 && e.t <= 1)) {
+    r.nan = true;
+    return r;
+  }
   r.nan = std::isnan(e.x) || std::isnan(e.t) || std::isnan(e.w) || std::isinf(e.t);
   if (r.nan) return r;
   const Real eps = std::numeric_limits<T>::epsilon(), tiny = std::numeric_limits<T>::denorm_min();
@@ -668,17 +840,41 @@ Expected expect(const Element& e, bool has_p, T scale) {
   const Real sum = std::fabs(negative) + std::fabs(positive);
   const Real c = has_p ? negative + positive : 1;
   const Real au = u == 0 ? 0 : a * u;
-  const Real loss = au + c * m;
-  const Real gradient = std::signbit(e.x) ? c * q - u : u - c * q;
+  Real loss = au + c * m;
+  Real gradient = std::signbit(e.x) ? c * q - u : u - c * q;
+  Real loss_terms = w * (std::fabs(au) + sum * m);
+  Real gradient_terms = w * (std::fabs(u) + sum * q);
+  if (gamma != 0) {
+    const Real g = static_cast<T>(gamma);
+    const Real v = std::signbit(e.x) ? e.t : 1 - e.t, k = 1 - v;
+    const Real y = v + k * z, wrong = y / (1 + z);         // r
+    const Real length = v == 0 ? a + m : m - std::log(y);  // L = -log r
+    const Real slope = (2 * v - 1) * (v == 0 ? 1 / (1 + z) : q / (1 + z) / wrong);
+    const Real factor = std::exp(-g * length), room = 1 + g * (1 + length);
+    const Real steep = std::signbit(e.x) ? -slope : slope;
+    gradient = factor * (gradient + g * steep * loss);
+    gradient_terms = factor * room * (gradient_terms + g * std::fabs(slope) * loss_terms);
+    loss *= factor;
+    loss_terms *= factor * room;
+    if (!std::isfinite(e.x)) {  // another limit than the formula's
+      r.known = false;
+      return r;
+    }
+  }
   r.loss = e.w * loss;
   r.gradient = e.w * gradient * scale;
-  const Real loss_terms = w * (std::fabs(au) + sum * m);
-  const Real gradient_terms = w * (std::fabs(u) + sum * q);
   r.loss_error =
       kLossTermsEps * (eps * loss_terms + tiny * (1 + w * sum + (has_p ? w * (1 + a) : 0)));
   r.gradient_error =
       kGradientTermsEps * s * (eps * gradient_terms + tiny * (1 + w * sum + (has_p ? w : 0))) +
       2 * eps * std::fabs(r.gradient) + 2 * tiny;  // the product with the scale
+  if (gamma != 0) {
+    // What is rounded to a multiple of tiny is multiplied by (1 + gamma)^2 (1 + |x|) at most.
+    const Real least = tiny * (1 + static_cast<Real>(gamma)) * (1 + static_cast<Real>(gamma)) *
+                       (1 + a) * (1 + w) * (1 + sum) * 4;
+    r.loss_error += least;
+    r.gradient_error += least * (1 + s);
+  }
   // An infinite score decides by itself, as long as the rest is ordinary.
   const bool ordinary = sum < most && w < most && w * sum < most;
   const bool finite = std::isfinite(e.x);
@@ -829,8 +1025,15 @@ void check_case(Case* c) {
   for (std::int64_t i = 0; i < window.count; ++i) {
     elements.push_back(read_element<T>(*c, window.first + i));
   }
-  std::int64_t n_valid = 0;
-  for (const Element& e : elements) n_valid += !e.ignored;
+  std::int64_t n_valid = 0, n_foreground = 0;
+  for (const Element& e : elements) {
+    n_valid += !e.ignored;
+    n_foreground += e.label == 1;
+  }
+  const std::vector<double> class_weights = class_weights_of<T>(*c, elements);
+  for (std::size_t i = 0; i < elements.size(); ++i) {
+    weigh<T>(*c, class_weights, window.first + static_cast<std::int64_t>(i), &elements[i]);
+  }
 
   // The divisor and the scale of the gradient.
   double divisor = 1;
@@ -843,6 +1046,9 @@ void check_case(Case* c) {
       break;
     case Normalization::kBatchSize:
       divisor = window.shape.empty() ? 1 : static_cast<double>(window.shape[0]);
+      break;
+    case Normalization::kForeground:
+      divisor = static_cast<double>(n_foreground);
       break;
     default:
       break;
@@ -861,7 +1067,7 @@ void check_case(Case* c) {
 
   const bool has_p = !c->pos_weight.empty();
   for (std::size_t i = 0; i < output.size(); ++i) {
-    const Expected e = expect<T>(elements[i], has_p, scale);
+    const Expected e = expect<T>(elements[i], has_p, scale, c->options.gamma);
     if (c->operation == kElementwise) {
       check_value(output[i], e, e.loss, e.loss_error, "loss");
     } else {
@@ -876,21 +1082,70 @@ void check_case(Case* c) {
     require(status.ok(), "elementwise is not ok where the sum is");
     losses.pop_back();
     for (std::size_t i = 0; i < losses.size(); ++i) {
-      const Expected e = expect<T>(elements[i], has_p, scale);
+      const Expected e = expect<T>(elements[i], has_p, scale, c->options.gamma);
       check_value(losses[i], e, e.loss, e.loss_error, "loss");
     }
     Partial sum = sum_in_order(losses);
     sum.n_valid = n_valid;
     require(whole.partial == sum, "the sum is not that of the losses");
     const double d = cpu::divisor(c->inputs, c->options, whole.partial);
-    // Of a window, "full" is the window's own number of elements.
-    if (c->options.normalization != Normalization::kFull) require(d == divisor, "the divisor");
+    // Of a window, "full" is the window's own number of elements; a partial has no foreground.
+    if (c->options.normalization != Normalization::kFull &&
+        c->options.normalization != Normalization::kForeground) {
+      require(d == divisor, "the divisor");
+    }
     const volatile double wanted = sum.sum() / d;  // before the mode changes
     std::fesetround(c->rounding);
     const volatile double loss = cpu::loss(c->inputs, c->options, whole.partial);
     std::fesetround(FE_TONEAREST);
     require(loss == wanted || (std::isnan(loss) && std::isnan(wanted)), "the loss");
   }
+
+  // The class weights, counted by themselves.
+  const std::int64_t groups = cpu::class_weight_groups(c->inputs, c->options);
+  require(groups == c->groups, "number of groups");
+  std::vector<double> counted(static_cast<std::size_t>(2 * groups));
+  if (groups > 0) {
+    const Status status = cpu::class_weights(c->inputs, c->options, counted.data());
+    require(status.ok(), "class_weights is not ok");
+    if (has_class_weights(c->options)) require(counted == class_weights, "class weights");
+  }
+
+  // The derivatives that no Case has: same bits, and the loss and the gradient of forward_backward.
+  before.restore(c);
+  std::vector<T> derivatives[3];  // gradient, Hessian, with respect to the targets
+  for (std::vector<T>& d : derivatives) d.assign(static_cast<std::size_t>(window.count) + 1, T(7));
+  for (int k = cpu::isa_count(); k >= 0; --k) {
+    require(cpu::set_isa(k < cpu::isa_count() ? cpu::isa_name(k) : nullptr).ok(), "set_isa");
+    std::vector<T> got[3];
+    for (std::vector<T>& d : got) d.assign(static_cast<std::size_t>(window.count) + 1, T(7));
+    Partial partial;
+    require(cpu::forward_backward(c->inputs, c->options, &partial, MutableArray(got[0].data()),
+                                  MutableArray(got[1].data()))
+                .ok(),
+            "not ok with a Hessian");
+    require(cpu::backward_targets(c->inputs, c->options, MutableArray(got[2].data())).ok(),
+            "backward_targets is not ok");
+    for (int d = 0; d < 3; ++d) {
+      require(got[d].back() == 7, "wrote behind its elements");
+      for (T& v : got[d]) v = std::isnan(v) ? std::numeric_limits<T>::quiet_NaN() : v;
+      if (k == cpu::isa_count()) derivatives[d] = got[d];
+      require(same_bits(got[d], derivatives[d]), "bits of a derivative");
+    }
+    got[0].pop_back();
+    if (c->operation == kBackward || c->operation == kForwardBackward) {
+      require(same_bits(got[0], output), "the gradient beside a Hessian");
+    }
+    if (c->sums()) require(partial == whole.partial, "the sum beside a Hessian");
+  }
+  for (std::size_t i = 0; i < elements.size(); ++i) {
+    const Element& e = elements[i];
+    if (!e.ignored && !(c->has_weight && e.w == 0 && !has_class_weights(c->options))) continue;
+    for (int d = 1; d < 3; ++d) {
+      require(derivatives[d][i] == 0 && !std::signbit(derivatives[d][i]), "expected +0");
+    }
+  }
+  check_memory(*c, before, false);
 
   for (int k = cpu::isa_count() - 1; k >= 0; --k) {
     before.restore(c);
@@ -909,6 +1164,7 @@ void check_case(Case* c) {
     Options options = c->options;
     options.normalization = Normalization::kNumber;
     options.divisor = divisor;
+    if (options.balance != Balance::kNone) options.class_weights = class_weights.data();
     Partial sum;
     for (const std::int64_t begin : {std::int64_t(0), cut}) {
       Inputs part = c->inputs;

@@ -37,6 +37,14 @@ ARGUMENTS = {
     "normalization",
     "normalize",
     "loss_weight",
+    "uncertain",
+    "label_smoothing",
+    "balance",
+    "balance_per_channel",
+    "negative_scale",
+    "gamma",
+    "alpha",
+    "hessian",
     "out",
     "first_index",
     "shape",
@@ -59,7 +67,11 @@ DTYPES = [
 # The reference is float64 throughout; float32 results differ from it by their rounding. The
 # terms may cancel for soft targets: hence relative to the largest of them. Layouts and pairings
 # are what is looked at here; the bounds of docs/numerics.md are held by test_accuracy.py.
-TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-12}
+TOLERANCE = {
+    np.dtype(np.float16): 2e-3,
+    np.dtype(np.float32): 1e-5,
+    np.dtype(np.float64): 1e-12,
+}
 
 
 class Bytes:
@@ -269,8 +281,33 @@ def any_number(source: Bytes) -> Any:
 
 def any_normalization(source: Bytes) -> Any:
     if source.below(2):
-        return source.pick(["full", "valid", "batch_size", "none"])
+        return source.pick(["full", "valid", "batch_size", "none", "foreground"])
     return source.pick(["Full", "", "\ud800", "valid\0", b"full", [], object(), any_number(source)])
+
+
+def family_for(source: Bytes, name: str) -> dict[str, Any]:
+    """Options for unbalanced and dense targets."""
+    options: dict[str, Any] = {}
+    if source.one_in(5):
+        options["uncertain"] = source.pick(["soft", "ignore", "ignore", "none", None, b"soft", 1])
+    if source.one_in(5):
+        options["label_smoothing"] = source.pick([0.1, 0.0, 0.75, 1.0, any_number(source)])
+    if source.one_in(5):
+        options["negative_scale"] = source.pick([1.1, 0.0, 3, any_number(source)])
+    if source.one_in(5):
+        options["alpha"] = source.pick([0.25, 0.0, 1, None, any_number(source)])
+    if source.one_in(4):
+        options["gamma"] = source.pick([2.0, 0.5, 1, 5.0, 0.0, any_number(source)])
+    if "partial" in name:
+        return options
+    if source.one_in(4):
+        known = ["image", "batch", "batch_mean", "none"]
+        options["balance"] = source.pick([*known, *known, None, "Image", "", 0, b"image", []])
+        if source.below(2):
+            options["balance_per_channel"] = source.pick([True, False, 1, None, np.bool_(True)])
+    if name == "forward_backward" and source.one_in(4):
+        options["hessian"] = source.pick([True, True, False, None, 1, "yes"])
+    return options
 
 
 def pos_weight_for(source: Bytes, shape: tuple[int, ...]) -> Any:
@@ -364,6 +401,12 @@ def compare(
         largest_p = 1.0 if p is None else float(np.max(np.asarray(p, np.float64), initial=0.0))
         largest_w = 1.0 if w is None else np.abs(np.asarray(w, np.float64))
         terms = (1 + t) * (1 + largest_p) * (1 + x) * (1 + largest_w)
+        if {"alpha", "balance", "negative_scale"} & options.keys():  # t w+ + (1 - t) w-
+            terms = terms * (1 + t) * max(float(options.get("negative_scale", 1.0)), 1.0)
+        if options.get("balance") == "batch_mean":
+            terms = terms * max(x.size, 1)
+        gamma = float(options.get("gamma", 0.0))
+        terms = terms * (1 + gamma * (2 + x)) * (1 + gamma)
         factor = abs(float(options.get("loss_weight", 1.0)))
         divisor = options.get("normalization")
         if isinstance(divisor, (int, float)):
@@ -389,11 +432,12 @@ def deep(value: Any) -> Any:
 
 
 def fuzz_loss(source: Bytes, sce: Any) -> None:
-    """forward, backward, forward_backward, elementwise: the package's or the bound functions."""
-    name = source.pick(["forward", "backward", "forward_backward", "elementwise"])
+    """All functions of scores and targets: the package's or the bound ones."""
+    names = ["forward", "backward", "forward_backward", "elementwise", "backward_targets"]
+    name = source.pick(names)
     bound = source.one_in(3)
     shape = any_shape(source)
-    dtype = source.pick(["float32", "float64"])
+    dtype = source.pick(["float32", "float64", "float32", "float64", "float16"])
     scores = any_object(source, shape, [dtype])
     target_shape = shape
     if source.one_in(6):  # axes of length 1 aside
@@ -411,6 +455,7 @@ def fuzz_loss(source: Bytes, sce: Any) -> None:
             options["normalization"] = any_normalization(source)
         if source.one_in(4):
             options["normalize"] = source.pick([True, False, None, 1, "yes", np.bool_(True)])
+    options.update(family_for(source, name))
     if "backward" in name and source.one_in(3):
         options["loss_weight"] = any_number(source)
     if name != "forward" and source.one_in(3):
@@ -426,7 +471,10 @@ def fuzz_loss(source: Bytes, sce: Any) -> None:
     inputs = [scores, targets, options.get("out", scores)]
     if all(isinstance(a, np.ndarray) for a in inputs) and plain_factors:
         array = result[1] if name == "forward_backward" else result
-        if name != "forward" and (array.shape != scores.shape or array.dtype != scores.dtype):
+        kept = dtype == "float16" and "out" in options  # which may be float32
+        if name != "forward" and (
+            array.shape != scores.shape or (array.dtype != scores.dtype and not kept)
+        ):
             raise Finding(f"{name}: {array.dtype} {array.shape} for {scores.dtype} {scores.shape}")
         x, t, plain = before
         compare(name, result, np.asarray(x), np.asarray(t), plain, sce)
@@ -457,6 +505,7 @@ def fuzz_partial(source: Bytes, sce: Any) -> None:
         options["weight"] = weight_for(source, of, dtype)
     if source.one_in(3):
         options["ignore_label"] = any_integer(source)
+    options.update(family_for(source, "partial"))
     if source.below(2) and hasattr(sce, "partial_backward"):
         divisor = any_number(source)
         if source.one_in(3):
