@@ -27,6 +27,8 @@ _SEED = 20
 _SCORE_DEVIATION = 3.0
 # Elements that the reference takes at a time, so that its float64 temporaries stay small.
 _PIECE = 2**18
+# Of reference results: two arrays of float64 at 2^24.
+_KEPT_BYTES = 2**28 + 2**20
 # Every tenth target, as in a batch that is padded or has unlabelled pixels.
 _IGNORED_SHARE = 0.1
 
@@ -135,12 +137,18 @@ class Data:
         key = (kind, elements, option)
         if key not in self._references:
             weight = self.weight_for(option)
-            self._references[key] = reference(
+            arrays = (
                 self.scores[:elements],
                 self.targets(kind)[:elements],
-                self.case.work,
-                option,
                 None if weight is None else weight[:elements],
+            )
+            # The same values, in every case of this dtype and size.
+            values = (self.case.dtype, self.case.elements, *key)
+            self._references[key] = Reference(
+                *(
+                    _kept(function, values, (*arrays, option)) if self.case.work in works else None
+                    for function, works in _PARTS
+                )
             )
         return self._references[key]
 
@@ -164,16 +172,17 @@ def aligned_empty(elements: int, dtype: np.typing.DTypeLike) -> np.ndarray:
     return raw[start : start + size].view(dtype)
 
 
-def reference(
+def _part(
+    function: str,
     scores: np.ndarray,
     targets: np.ndarray,
-    work: Work,
-    option: Option = Option.NONE,
-    weight: np.ndarray | None = None,
-) -> Reference:
-    """The result in float64, from sigmoid_ce.reference, which shares no code with any backend."""
+    weight: np.ndarray | None,
+    option: Option,
+) -> Any:
+    """What a function of sigmoid_ce.reference, which shares no code with any backend, gives in
+    float64: the mean loss, or an array."""
     count = scores.size
-    options: dict[str, Any] = {"normalization": "none"}
+    options: dict[str, Any] = {} if function == "elementwise" else {"normalization": "none"}
     divisor = count
     if option is Option.POS_WEIGHT:
         options["pos_weight"] = POS_WEIGHT
@@ -188,24 +197,40 @@ def reference(
         positive = int(np.count_nonzero(targets == 1))
         weight = np.where(targets == 1, count - positive, positive) / count  # targets are 0 or 1
     sums = []
-    per_element = None if work is Work.FORWARD else np.empty(count)
+    per_element = None if function == "forward" else np.empty(count)
     for start in range(0, count, _PIECE):
         piece = slice(start, start + _PIECE)
-        x = scores[piece].astype(np.float64)
-        t = targets[piece].astype(np.float64)
         if weight is not None:
             options["weight"] = weight[piece].astype(np.float64)
-        if work in (Work.FORWARD, Work.BOTH):
-            sums.append(sigmoid_ce.reference.forward(x, t, **options))
+        found = getattr(sigmoid_ce.reference, function)(
+            scores[piece].astype(np.float64), targets[piece].astype(np.float64), **options
+        )
         if per_element is None:
-            continue
-        if work is Work.ELEMENTWISE:
-            without = {key: value for key, value in options.items() if key != "normalization"}
-            per_element[piece] = sigmoid_ce.reference.elementwise(x, t, **without)
+            sums.append(found)
         else:
-            per_element[piece] = sigmoid_ce.reference.backward(x, t, **options)
-    if work is Work.ELEMENTWISE:
-        return Reference(None, None, per_element)
-    if per_element is not None:
+            per_element[piece] = found
+    if per_element is None:
+        return math.fsum(sums) / divisor
+    if function == "backward":
         per_element /= divisor
-    return Reference(math.fsum(sums) / divisor if sums else None, per_element)
+    return per_element
+
+
+# The parts of a Reference: the function that gives each, and the work that has it.
+_PARTS = (
+    ("forward", (Work.FORWARD, Work.BOTH)),
+    ("backward", (Work.BACKWARD, Work.BOTH)),
+    ("elementwise", (Work.ELEMENTWISE,)),
+)
+# The last ones, for the next groups of the same size: they take longer than most measurements.
+_kept_parts: dict[Any, Any] = {}
+
+
+def _kept(function: str, values: tuple[Any, ...], arguments: tuple[Any, ...]) -> Any:
+    """_part(function, *arguments), which depends on `values` alone."""
+    key = (function, *values)
+    part = _kept_parts.pop(key) if key in _kept_parts else _part(function, *arguments)
+    _kept_parts[key] = part  # now the last
+    while sum(np.asarray(kept).nbytes for kept in _kept_parts.values()) > _KEPT_BYTES:
+        del _kept_parts[next(iter(_kept_parts))]
+    return part

@@ -47,6 +47,8 @@ _CALIBRATIONS = 3
 _CERTAIN = 10
 # Rounds of the trial that picks a backend's fastest form.
 _TRIAL_ROUNDS = 5
+# Elements that are checked at a time, so that the temporaries stay in the cache.
+_PIECE = 2**15
 
 
 class WrongResult(Exception):
@@ -210,35 +212,44 @@ def check(
                 f"relative error {error:.2g}, allowed {tolerance.loss:.2g}"
             )
     if expected.losses is not None:
-        losses = _flat(gradient, expected.losses, "losses")
-        scale = np.maximum(np.abs(expected.losses), 1)
-        _check_elements(losses, expected.losses, scale, tolerance, "losses")
+        _check_elements(gradient, expected.losses, 1, 1, tolerance, "losses")
     if expected.gradient is not None:
         # The derivative before the mean, in units of which the tolerance is.
         count = expected.gradient.size
-        slopes = _flat(gradient, expected.gradient, "gradient") * count
-        right = expected.gradient * count
-        _check_elements(slopes, right, np.ones(1), tolerance, "elements of the gradient")
-
-
-def _flat(found: np.ndarray | None, expected: np.ndarray, what: str) -> np.ndarray:
-    if found is None or found.size != expected.size:
-        raise WrongResult(f"no {what}, or of another shape")
-    return found.reshape(-1).astype(np.float64, copy=False)
+        _check_elements(
+            gradient, expected.gradient, count, 0, tolerance, "elements of the gradient"
+        )
 
 
 def _check_elements(
-    found: np.ndarray, right: np.ndarray, scale: np.ndarray, tolerance: Tolerance, what: str
+    found: np.ndarray | None,
+    expected: np.ndarray,
+    factor: float,
+    scale: float,
+    tolerance: Tolerance,
+    what: str,
 ) -> None:
-    allowed = tolerance.gradient * scale + tolerance.gradient_relative * np.abs(right)
-    # Written so that NaN is wrong.
-    wrong = np.flatnonzero(~(np.abs(found - right) <= allowed))
-    if wrong.size:
-        at = int(wrong[0])
-        raise WrongResult(
-            f"{wrong.size} of {right.size} {what} are wrong; at {at}: "
-            f"{float(found[at])!r}, expected {float(right[at])!r}"
-        )
+    """Both times `factor`; the tolerance is for values of 1, or of the larger of that and `scale`
+    times theirs."""
+    if found is None or found.size != expected.size:
+        raise WrongResult(f"no {what}, or of another shape")
+    found = found.reshape(-1)
+    wrong, first = 0, ""
+    for start in range(0, found.size, _PIECE):
+        piece = slice(start, start + _PIECE)
+        got = found[piece].astype(np.float64) * factor
+        right = expected[piece] * factor
+        size = np.abs(right)
+        allowed = tolerance.gradient * np.maximum(size * scale, 1)
+        allowed += tolerance.gradient_relative * size
+        # Written so that NaN is wrong.
+        at = np.flatnonzero(~(np.abs(got - right) <= allowed))
+        if at.size and not wrong:
+            k = int(at[0])
+            first = f"at {start + k}: {float(got[k])!r}, expected {float(right[k])!r}"
+        wrong += at.size
+    if wrong:
+        raise WrongResult(f"{wrong} of {found.size} {what} are wrong; {first}")
 
 
 def _ours_entry(

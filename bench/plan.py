@@ -227,7 +227,7 @@ PROFILES = {
         all_forms=False,
         measurement_seconds=1e-3,
     ),
-    "default": Profile(rounds=9, max_elements=2**26, call_seconds=0.5, seconds=420),
+    "default": Profile(rounds=7, max_elements=2**26, call_seconds=0.5, seconds=420),
     "family": Profile(
         rounds=9,
         max_elements=2**24,
@@ -240,8 +240,8 @@ PROFILES = {
 }
 
 # Of what is there for a plot or a comparison, not for an aim.
-_FEW_ROUNDS = 5
-_SOME_ROUNDS = 7
+_FEW_ROUNDS = 3
+_SOME_ROUNDS = 5
 _BOTH_REUSED = (Work.BOTH, Gradient.REUSED)
 _FORWARD = (Work.FORWARD, Gradient.NONE)
 
@@ -370,7 +370,7 @@ def _shapes(*, full: bool) -> list[Group]:
         _beside(
             Case(work, "float32", shape.elements, gradient, shape=shape),
             limits=len(shape.parts) == 1,
-            rounds=_SOME_ROUNDS if shape.elements < 2**22 else 3,
+            rounds=_SOME_ROUNDS if shape.elements < 2**22 else _FEW_ROUNDS,
         )
         for shape in SHAPES
         for work, gradient in works
@@ -388,7 +388,7 @@ def _sweep(profile: str) -> list[Group]:
         _beside(
             Case(work, "float32", 2**k, gradient),
             limits=k >= 12,
-            rounds=_FEW_ROUNDS if k < 24 else 3,
+            rounds=_FEW_ROUNDS,
         )
         for work, gradient in works
         for k in range(8, 27, step)

@@ -18,14 +18,14 @@ Progress = Callable[[str], None]
 
 # Of float32, by profile: from memory, and from cache (1 MiB per array; 256 KiB in the quick one).
 _ELEMENTS = {"quick": (2**20, 2**16), "default": (2**24, 2**18), "full": (2**24, 2**18)}
-_ROUNDS = {"quick": 3, "default": 5, "full": 15}
+_ROUNDS = {"quick": 3, "default": 3, "full": 15}
 _WORKS = {
     "quick": ("forward",),
     "default": ("forward",),
     "full": ("forward", "forward + backward"),
 }
 # A backend of which one call takes longer is listed as too slow.
-_CALL_SECONDS = 0.3
+_CALL_SECONDS = 0.2
 # Up to this number of threads the full profile takes each, beyond it powers of two.
 _EACH = 16
 
