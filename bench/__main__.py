@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import importlib
 import json
 import math
@@ -140,6 +141,8 @@ def _run(groups: list[plan.Group], cpus: list[int], options: argparse.Namespace)
         "failures": [],
     }
     seconds = {"loading": time.monotonic() - start, "compiling": 0.0}
+    gc.collect()
+    gc.freeze()  # what the peers have loaded: each group collects, which takes long with it
     start = time.monotonic()
     for group in groups:
         progress.start(group.case.name)

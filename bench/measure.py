@@ -70,6 +70,7 @@ class Entry:
     problem: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
     failed: bool = False  # it should have worked here
+    call_seconds: float = 0.0  # of the call that was checked; 0: not known, or it compiled
     # Makes so many calls; returns the seconds they took.
     time: Callable[[int], float] | None = None
     context: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -342,6 +343,7 @@ def _prepare(
     if not all_forms:
         del ways[1:]
     listed: dict[str, dict[str, float]] = {way.label: {} for way in ways}
+    way_seconds: dict[str, float] = {}
     fast = []
     for way in ways:
         first = 0.0
@@ -363,8 +365,10 @@ def _prepare(
             del result
         if backend.compiles:
             listed[way.label]["first_call_seconds"] = first
+        else:
+            way_seconds[way.label] = first
         if first > call_seconds:
-            second = way.time(1)  # the first one may have compiled
+            second = way.time(1) if backend.compiles else first
             if second > call_seconds:
                 listed[way.label]["call_seconds"] = second
                 continue
@@ -386,6 +390,7 @@ def _prepare(
         fast.sort(key=lambda way: listed[way.label]["trial_seconds"])
     entry.time = fast[0].time
     entry.details["form"] = fast[0].label
+    entry.call_seconds = way_seconds.get(fast[0].label, 0.0)
 
 
 def _limit_entries(group: Group, data: Data, limits: Limits | LimitsUnavailable) -> list[Entry]:
@@ -440,6 +445,8 @@ def _calibrate(entry: Entry, measurement_seconds: float) -> int:
     """How many calls a measurement makes."""
     assert entry.time is not None
     calls = 1
+    if entry.call_seconds >= _CERTAIN * measurement_seconds:
+        return calls
     with entry.context():
         while True:
             # The smallest: an interruption must not make it look as if one call were enough.

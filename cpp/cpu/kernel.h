@@ -54,8 +54,7 @@ enum {
   kKernels
 };
 constexpr unsigned kKernelOptions[kKernels] = {
-    0,          kGeneral,     kIgnoreLabel, kPosWeight,
-    kSmoothing, kClassWeight, kGamma,       kGamma | kClassWeight | kArrays};
+    0, kGeneral, kIgnoreLabel, kPosWeight, kSmoothing, kClassWeight, kGamma, kGamma | kClassWeight};
 
 // A run starts at a block boundary. Arrays are contiguous, of any alignment; T is the scores' type.
 struct Run {

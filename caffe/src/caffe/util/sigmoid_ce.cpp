@@ -626,7 +626,7 @@ enum {
 };
 constexpr unsigned kKernelOptions[kKernels] = {
     0,          kGeneral,     kIgnoreLabel, kPosWeight,
-    kSmoothing, kClassWeight, kGamma,       kGamma | kClassWeight | kArrays};
+    kSmoothing, kClassWeight, kGamma,       kGamma | kClassWeight};
 
 // A run starts at a block boundary. Arrays are contiguous, of any alignment; T
 // is the scores' type.
@@ -1593,12 +1593,19 @@ constexpr std::int64_t kCacheLine = 64;
 // P and M of a group of `balance`.
 using ClassCounts = std::atomic<std::int64_t>[2];
 
+struct Choice {
+  Kernel run = nullptr;
+  bool converts =
+      false;  // wants integer targets in the type that is computed in
+};
+
 // One call, and what its threads share.
 struct Job {
   const KernelTable* table = nullptr;
-  Kernel kernel = nullptr;
-  Kernel kernel_of_arrays = nullptr;  // where a piece has kArrays
-  Run run = Run();                    // all but the pointers of a run
+  // For a piece with the same pos_weight and class weights throughout, and for
+  // one with kArrays.
+  Choice kernel, kernel_of_arrays;
+  Run run = Run();  // all but the pointers of a run
 
   // A pass over the targets, instead of `kernel`: what is counted.
   bool counts = false;
@@ -1620,7 +1627,6 @@ struct Job {
   DType target_dtype = DType::kFloat32;
   DType weight_dtype = DType::kFloat32;
   int target = 0;  // index of the targets' type, as they are given
-  bool convert_targets = false;  // integers, to the type that is computed in
   bool stage_scores = false, stage_targets = false, stage_weight = false;
   bool stage_out = false,
        stage_hessian = false;  // through a buffer, then scattered
@@ -1821,17 +1827,6 @@ void run_elements(Job* job, std::int64_t index, std::int64_t n, char* staging,
                     ? staged(*job, *job->scores, job->scores_dtype, index, n,
                              buffer(kScoresBuffer), raw)
                     : job->scores->at(index);
-  if (job->convert_targets) {
-    convert_with(job->table->convert[job->is_float64()][job->target], *run,
-                 contiguous(*job->targets, index, n, raw),
-                 buffer(kTargetsBuffer), n);
-    run->targets = buffer(kTargetsBuffer);
-  } else {
-    run->targets = job->stage_targets
-                       ? staged(*job, *job->targets, job->target_dtype, index,
-                                n, buffer(kTargetsBuffer), raw)
-                       : job->targets->at(index);
-  }
   if (job->pos_weight != nullptr) {
     T* const pos_weights = reinterpret_cast<T*>(buffer(kPosWeightBuffer));
     job->pos_weight->gather<double>(index, n, pos_weights);
@@ -1858,6 +1853,23 @@ void run_elements(Job* job, std::int64_t index, std::int64_t n, char* staging,
       run->class_weights[k] = one ? nullptr : weights;
     }
   }
+  const bool arrays =
+      run->pos_weights != nullptr || run->class_weights[0] != nullptr;
+  const Choice& kernel = arrays ? job->kernel_of_arrays : job->kernel;
+  if (kernel.converts) {
+    convert_with(job->table->convert[job->is_float64()][job->target], *run,
+                 contiguous(*job->targets, index, n, raw),
+                 buffer(kTargetsBuffer), n);
+    run->targets = buffer(kTargetsBuffer);
+    // The kernel sees what the conversion wrote in the place of an ignored
+    // target.
+    run->ignore_low = run->ignore_high = kIgnored;
+  } else {
+    run->targets = job->stage_targets
+                       ? staged(*job, *job->targets, job->target_dtype, index,
+                                n, buffer(kTargetsBuffer), raw)
+                       : job->targets->at(index);
+  }
   if (job->out != nullptr) {
     run->out = job->stage_out ? buffer(kOutBuffer) : job->out->at(index);
   }
@@ -1866,14 +1878,7 @@ void run_elements(Job* job, std::int64_t index, std::int64_t n, char* staging,
         job->stage_hessian ? buffer(kHessianBuffer) : job->hessian->at(index);
   }
   run->n = n;
-  if (job->convert_targets) {
-    // The kernel sees what the conversion wrote in the place of an ignored
-    // target.
-    run->ignore_low = run->ignore_high = kIgnored;
-  }
-  const bool arrays =
-      run->pos_weights != nullptr || run->class_weights[0] != nullptr;
-  (arrays ? job->kernel_of_arrays : job->kernel)(run);
+  kernel.run(run);
   if (job->stage_out)
     unstage(*job, *job->out, job->out_dtype, index, n, buffer(kOutBuffer), raw);
   if (job->stage_hessian) {
@@ -2111,18 +2116,23 @@ bool is_aligned(const View& view, std::int64_t first) {
          reinterpret_cast<std::uintptr_t>(view.at(first)) % kCacheLine == 0;
 }
 
-// The kernel with exactly these options, or the general one; null where only
-// table.focal has them.
-Kernel find_kernel(const KernelTable& table, int scores, int target,
+// The kernel with exactly these options, or one that looks at run time.
+Choice find_kernel(const KernelTable& table, int scores, int target,
                    Operation operation, unsigned options) {
-  if (operation >= kOperations) return nullptr;
-  const Kernel* const kernels = table.run[scores][target][operation];
-  for (int k = 0; k < kKernels; ++k) {
-    const unsigned its = kKernelOptions[k];
-    if ((its == options || its == (options | kArrays)) && kernels[k] != nullptr)
-      return kernels[k];
+  Choice choice;
+  if (operation < kOperations) {
+    const Kernel* const kernels = table.run[scores][target][operation];
+    for (int k = 0; k < kKernels && choice.run == nullptr; ++k) {
+      if (kKernelOptions[k] == options) choice.run = kernels[k];
+    }
+    if (choice.run == nullptr && !(options & kGamma))
+      choice.run = kernels[kGeneralKernel];
   }
-  return options & kGamma ? nullptr : kernels[kGeneralKernel];
+  if (choice.run == nullptr) {
+    choice.run = table.focal[scores][operation];
+    choice.converts = target != kTargetScores;
+  }
+  return choice;
 }
 
 Status execute(const Inputs& inputs, const Options& options,
@@ -2265,13 +2275,9 @@ Status execute(const Inputs& inputs, const Options& options,
   // ---- Kernel ----
   job.kernel =
       find_kernel(*table, computed, job.target, operation, job.run.options);
-  job.run.options |= kArrays;  // as the pointers say
+  job.run.options |= kArrays;  // where there are any
   job.kernel_of_arrays =
       find_kernel(*table, computed, job.target, operation, job.run.options);
-  if (job.kernel == nullptr) {
-    job.kernel = job.kernel_of_arrays = table->focal[computed][operation];
-    job.convert_targets = job.target != kTargetScores;
-  }
 
   // ---- Class weights ----
   const math::Groups groups =
@@ -2296,7 +2302,7 @@ Status execute(const Inputs& inputs, const Options& options,
   if (call.count < kSerial) threads = 1;
   job.by_block = job.stage_scores || job.stage_targets || job.stage_weight ||
                  job.pos_weight != nullptr || job.stage_out ||
-                 job.stage_hessian || job.convert_targets;
+                 job.stage_hessian || job.kernel.converts;
   const bool staged = job.by_block || (has_class_weights && groups.count > 1);
   const std::int64_t blocks = (call.count + kBlock - 1) / kBlock;
   if (threads > blocks) threads = blocks > 1 ? static_cast<int>(blocks) : 1;

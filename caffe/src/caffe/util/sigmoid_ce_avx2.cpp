@@ -71,7 +71,7 @@ enum {
 };
 constexpr unsigned kKernelOptions[kKernels] = {
     0,          kGeneral,     kIgnoreLabel, kPosWeight,
-    kSmoothing, kClassWeight, kGamma,       kGamma | kClassWeight | kArrays};
+    kSmoothing, kClassWeight, kGamma,       kGamma | kClassWeight};
 
 // A run starts at a block boundary. Arrays are contiguous, of any alignment; T
 // is the scores' type.
