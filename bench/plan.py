@@ -412,6 +412,7 @@ def _family() -> list[Group]:
             Row(Variant(option=Option.WEIGHT), (Aim(more, OURS.entry),)),
             Row(Variant(option=Option.BALANCE), (Aim(more, OURS.entry),)),
             Row(Variant(option=Option.FOCAL), (Aim(0.5, OURS.entry),)),
+            Row(Variant(targets="soft", option=Option.FOCAL)),
         )
 
     both = Case(Work.BOTH, "float32", elements, Gradient.REUSED)
