@@ -379,19 +379,24 @@ def test_what_a_group_has_that_is_not_measured() -> None:
     assert first["problem"] == "no time"
 
 
-def test_too_slow_is_listed() -> None:
+@pytest.mark.parametrize("compiling", [False, True])
+def test_too_slow_is_listed(compiling: bool) -> None:
     class Slow(NumpyLayer):
+        compiles = compiling
+
         def forms(self, *arguments: Any) -> list[Form]:
             (form,) = super().forms(*arguments)
             return [Form(form.label, form.run, form.unpack, lambda calls: 2.0 * calls)]
 
     group = Group(_CASE, (Row(OURS),), limits=False)
     peers = {"slow": Slow(1)}
-    # A limit of 0 s, which the first call exceeds: what counts is then the time of the second.
+    # A limit of 0 s, which the first call exceeds. Where that one compiles, the second counts.
     entries = measure_group(group, Ours(1), peers, _NO_LIMITS, rounds=1, call_seconds=0)
     assert entries["slow"].seconds == []
     assert not entries["slow"].failed
-    assert (entries["slow"].problem or "").startswith("too slow for this profile (a call took 2 s")
+    problem = entries["slow"].problem or ""
+    assert problem.startswith("too slow for this profile (a call took ")
+    assert ("took 2 s" in problem) == compiling
 
 
 def test_several_arrays_are_one_entry() -> None:
