@@ -29,6 +29,11 @@ def missing(what: str) -> None:
     pytest.skip(f"{what} is missing")
 
 
+# emulated.py has its module from the same build: kernels take long to compile.
+NATIVE_BUILD = ROOT / "build" / "native-tests"
+NATIVE_OPTIONS = ["-DSIGMOID_CE_CUDA=EMULATED", "-DCMAKE_CXX_FLAGS=-Werror"]
+
+
 @pytest.fixture(scope="session")
 def native_tests() -> Path:
     """Folder with the programs of tests/native, built by CMake; the build is kept between runs."""
@@ -38,10 +43,10 @@ def native_tests() -> Path:
     assert cmake is not None
     # Another build of them, with instrumentation, where test_coverage.py says so.
     other = os.environ.get("SIGMOID_CE_NATIVE_TESTS")
-    build = Path(other or ROOT / "build" / "native-tests")
+    build = Path(other or NATIVE_BUILD)
     options = ["-DSIGMOID_CE_BUILD_TESTS=ON"]
     if not other:
-        options.append("-DSIGMOID_CE_CUDA=EMULATED")
+        options += ["-DSIGMOID_CE_PYTHON=OFF", *NATIVE_OPTIONS]
     for command in (
         [cmake, "-S", str(ROOT), "-B", str(build), *options],
         [cmake, "--build", str(build), "--parallel", "2"],

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -183,9 +184,15 @@ def count_instructions(text: str) -> dict[str, Counter[str]]:
 
 
 @functools.cache
-def instructions(arch: str) -> dict[Kernel, Counter[str]]:
-    text = cuobjdump("-arch", f"sm_{arch}", "-sass", str(compiled()))
-    return {kernel(name): counts for name, counts in count_instructions(text).items()}
+def all_instructions() -> dict[str, dict[Kernel, Counter[str]]]:
+    """By architecture; two at a time, since the disassembler takes seconds for each."""
+
+    def of(arch: str) -> dict[Kernel, Counter[str]]:
+        text = cuobjdump("-arch", f"sm_{arch}", "-sass", str(compiled()))
+        return {kernel(name): counts for name, counts in count_instructions(text).items()}
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(architectures(), pool.map(of, architectures()), strict=True))
 
 
 def includes() -> list[str]:

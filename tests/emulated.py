@@ -7,10 +7,8 @@ import sys
 from pathlib import Path
 
 import sigmoid_ce as sce
-from conftest import ROOT, missing, tool
+from conftest import NATIVE_BUILD, NATIVE_OPTIONS, ROOT, missing, tool
 from instrumented import run
-
-BUILD = ROOT / "build" / "emulated"
 
 
 def build_module() -> Path:
@@ -23,16 +21,15 @@ def build_module() -> Path:
         [
             cmake,
             *("-S", str(ROOT)),
-            *("-B", str(BUILD)),
-            "-DCMAKE_CXX_FLAGS=-Werror",
-            "-DSIGMOID_CE_CUDA=EMULATED",
+            *("-B", str(NATIVE_BUILD)),
+            *NATIVE_OPTIONS,
             "-DSIGMOID_CE_PYTHON=ON",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11}",
         ]
     )
-    run([cmake, "--build", str(BUILD), "--target", "_cuda", "--parallel", "2"])
-    (module,) = BUILD.glob("_cuda*.so")
+    run([cmake, "--build", str(NATIVE_BUILD), "--target", "_cuda", "--parallel", "2"])
+    (module,) = NATIVE_BUILD.glob("_cuda*.so")
     return module
 
 

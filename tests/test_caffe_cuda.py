@@ -38,7 +38,7 @@ TREES = {"bvlc": bvlc_source, "fork": fork_source}
 LAYER = "src/caffe/layers/sigmoid_cross_entropy_loss_layer"
 KERNELS = "src/caffe/util/sigmoid_ce_cuda.cu"
 
-trees = pytest.mark.parametrize("tree", TREES)
+trees = pytest.mark.parametrize("tree", ["bvlc", pytest.param("fork", marks=pytest.mark.long)])
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,7 @@ DIGESTS = (ROOT / "tests" / "digests.txt").read_text().splitlines()
 
 # Cases per pair of types, of which there are 27; `make test-long` has more.
 CASES = 32
-SEEDS = [1, 2]
-LONG_SEEDS = range(3, 40)
+LONG_SEEDS = range(2, 40)
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +81,9 @@ def check_cases(program: Path, seed: int, n: int, **settings: object) -> None:
     assert int(match[1]) == 27 * n + 8
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_random_calls(seed: int, programs: Path) -> None:
+def test_random_calls(programs: Path) -> None:
     """Types, layouts, options, pieces, in place, poisoned memory: tests/native/cuda_cases.cpp."""
-    check_cases(programs / "cuda_cases", seed, CASES, EMULATED_ORDER=seed)
+    check_cases(programs / "cuda_cases", 1, CASES)
 
 
 @pytest.mark.long

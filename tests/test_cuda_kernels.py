@@ -72,7 +72,7 @@ def needs_nvcc() -> None:
 def code(arch: str) -> dict[Kernel, Counter[str]]:
     if arch not in cuda_code.architectures():
         pytest.skip(f"this build has no machine code for sm_{arch}")
-    return cuda_code.instructions(arch)
+    return cuda_code.all_instructions()[arch]
 
 
 def expected_kernels() -> set[Kernel]:

@@ -58,14 +58,16 @@ PYTHON = {
     "asan": [
         "test_arrays.py",
         "test_exact_sum.py",
+        "test_family.py",
         "test_fuzz.py",
+        "test_half_cpu.py",
         "test_partial.py",
         "test_partial_backward.py",
         "test_reproducibility.py",
         "test_semantics.py",
         "test_threads.py",
     ],
-    "tsan": ["test_partial.py", "test_reproducibility.py", "test_threads.py"],
+    "tsan": ["test_family.py", "test_partial.py", "test_reproducibility.py", "test_threads.py"],
 }
 
 # Python is not instrumented and has no part in what is looked for: leaks would be its own, and it
