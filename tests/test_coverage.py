@@ -32,6 +32,8 @@ KERNELS = ("cpp/cpu/kernel", "cpp/cpu/ops_")
 FILES = [
     "test_arrays.py",
     "test_exact_sum.py",
+    "test_family.py",
+    "test_half_cpu.py",
     "test_hard_cases.py",
     "test_partial.py",
     "test_partial_backward.py",
