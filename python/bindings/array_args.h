@@ -314,7 +314,7 @@ inline DType read_dtype(const py::array& array, const char* name, unsigned allow
                                          DType::kFloat64, DType::kBool,     DType::kUint8,
                                          DType::kInt8,    DType::kInt32,    DType::kInt64};
   const py::dtype dtype = array.dtype();
-  DType result;
+  DType result = DType::kFloat32;
   const bool found = find_dtype(dtype, &result);
   if (!found || !(allowed & bit(result))) {
     std::string expected;

@@ -19,6 +19,10 @@
 #include "arguments.h"
 #include "cuda_runtime.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace {
@@ -28,16 +32,38 @@ constexpr std::size_t kStack = 256 * 1024;
 
 enum State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
+struct Stack {
+  const void* bottom = nullptr;
+  std::size_t size = 0;
+  void* fake = nullptr;  // the sanitizer's
+};
+
 struct Fiber {
   jmp_buf where;
-  std::unique_ptr<char[]> stack;  // none before its first thread
+  std::unique_ptr<char[]> memory;  // none before its first thread
+  Stack stack;
   State state = kReady;
 };
+
+// The address sanitizer wants to know of each change of stacks, before it and after it. `at` is null on a
+// new stack; `from` learns which one was left.
+#if defined(__SANITIZE_ADDRESS__)
+void leave(Stack* from, const Stack& to) {
+  __sanitizer_start_switch_fiber(&from->fake, to.bottom, to.size);
+}
+void arrive(const Stack* at, Stack* from) {
+  __sanitizer_finish_switch_fiber(at == nullptr ? nullptr : at->fake, &from->bottom, &from->size);
+}
+#else
+void leave(Stack*, const Stack&) {}
+void arrive(const Stack*, Stack*) {}
+#endif
 
 // The block that runs. One at a time: launches hold the mutex.
 std::mutex mutex;
 std::vector<Fiber> fibers;
 jmp_buf scheduler;
+Stack scheduler_stack;
 unsigned running = 0;
 const void* kernel = nullptr;
 const void* argument = nullptr;
@@ -50,12 +76,17 @@ std::vector<double> shuffled;
 void wait_at(State barrier) {
   Fiber& fiber = fibers[running];
   fiber.state = barrier;
-  if (_setjmp(fiber.where) == 0) _longjmp(scheduler, 1);
+  if (_setjmp(fiber.where) == 0) {
+    leave(&fiber.stack, scheduler_stack);
+    _longjmp(scheduler, 1);
+  }
+  arrive(&fibers[running].stack, &scheduler_stack);
 }
 
 // A fiber runs one thread after another.
 void enter() {
   using sigmoid_ce::cuda::Arguments;
+  arrive(nullptr, &scheduler_stack);
   for (;;) {
     const Arguments arguments = *static_cast<const Arguments*>(argument);
     reinterpret_cast<void (*)(Arguments)>(const_cast<void*>(kernel))(arguments);
@@ -67,8 +98,7 @@ void enter() {
 __attribute__((noinline)) void start(Fiber* fiber) {
   ucontext_t context;
   getcontext(&context);
-  fiber->stack.reset(new char[kStack]);
-  context.uc_stack.ss_sp = fiber->stack.get();
+  context.uc_stack.ss_sp = fiber->memory.get();
   context.uc_stack.ss_size = kStack;
   context.uc_link = nullptr;
   makecontext(&context, enter, 0);
@@ -77,9 +107,21 @@ __attribute__((noinline)) void start(Fiber* fiber) {
 __attribute__((noinline)) void resume(unsigned i) {
   running = i;
   threadIdx = dim3(i, 0, 0);
-  if (_setjmp(scheduler) != 0) return;
-  if (fibers[i].stack == nullptr) start(&fibers[i]);
-  _longjmp(fibers[i].where, 1);
+  Fiber& fiber = fibers[i];
+  const bool is_new = fiber.memory == nullptr;
+  if (is_new) {
+    fiber.memory.reset(new char[kStack]);
+    fiber.stack.bottom = fiber.memory.get();
+    fiber.stack.size = kStack;
+  }
+  if (_setjmp(scheduler) != 0) {
+    Stack left;
+    arrive(&scheduler_stack, &left);
+    return;
+  }
+  leave(&scheduler_stack, fiber.stack);
+  if (is_new) start(&fiber);
+  _longjmp(fiber.where, 1);
 }
 
 // Lets those go on who wait at a barrier to which all have come that are still there.
