@@ -199,10 +199,8 @@ struct Place {
 
 SIGMOID_CE_DEVICE_INLINE Place place_of(const DeviceView& view, std::int64_t itemsize,
                                         std::int64_t first, std::int64_t index) {
-  Place place = {index * itemsize, itemsize};
-  if (view.n_axes == 0) return place;
-  place.offset = 0;
-  place.step = view.axes[view.n_axes - 1].stride;
+  if (view.n_axes == 0) return {index * itemsize, itemsize};
+  Place place = {0, view.axes[view.n_axes - 1].stride};
   std::uint64_t rest = static_cast<std::uint64_t>(first + index);
 #pragma unroll 1
   for (int d = view.n_axes - 1; d > 0; --d) {
@@ -469,23 +467,25 @@ struct Pass {
   // One element: its loss, and what is written.
   static __device__ __forceinline__ T element(const Arguments& args, T scale, X x, T t,
                                               const Factors& f, Written* written) {
-    T score, w = f.w, by_class = 1;
+    T score, w = f.w, by_class = 1, negative = O::sub(1, t);
     convert(x, &score);
     bool zero = kOptions && (f.ignored || w == 0);
     if (kOptions && args.has_smoothing) {
-      t = O::fma(t, Arithmetic<T>::number(args.smoothing_factor),
-                 Arithmetic<T>::number(args.smoothing_term));
+      const T factor = Arithmetic<T>::number(args.smoothing_factor);
+      const T term = Arithmetic<T>::number(args.smoothing_term);
+      t = O::fma(t, factor, term);
+      negative = O::fma(negative, factor, term);
     }
     if (kOptions && args.has_class_weights) {
-      by_class = O::fma(t, f.positive, O::mul(O::sub(1, t), f.negative));
+      by_class = O::fma(t, f.positive, O::mul(negative, f.negative));
       if (kOperation != kTargetBackward) w = O::mul(w, by_class);
     }
     zero = zero || (kOptions && kOperation != kTargetBackward && w == 0);
-    Element e = Element::template plain<kFinite>(score, t);
-    if (kOptions && args.has_pos_weight) e.weigh(t, f.p);
+    Element e = Element::template plain<kFinite>(score, t, negative);
+    if (kOptions && args.has_pos_weight) e.weigh(t, negative, f.p);
     T loss = 0, d = 0, hessian = 0;
     if (kKind == kFocal && args.has_gamma) {
-      const math::Focal<O> focal(e, t, Arithmetic<T>::number(args.gamma));
+      const math::Focal<O> focal(e, t, negative, Arithmetic<T>::number(args.gamma));
       if (kOperation != kBackward) loss = focal.loss(e.loss());
       if (kGradient) d = focal.gradient();
       if (kOperation == kHessian) hessian = focal.hessian();

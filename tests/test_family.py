@@ -114,12 +114,12 @@ def with_loss_weight(x: Any, t: Any, module: Any = sce, **options: Any) -> dict[
 
 
 def exact(
-    x: Any, t: Any, p: Any, w: Any, classes: tuple[Any, Any], gamma: Any, factor: Any, wide: bool
+    x: Any, t: Any, p: Any, w: Any, classes: tuple[Any, Any], gamma: Any, s: Any, wide: bool
 ) -> dict[str, tuple[Any, Any]]:
     """Each result of each element, and the size of its terms, times 1 + gamma (1 + L) with
     L = -log r: what its error is relative to, since r^gamma = exp(-gamma L), and r has an error.
 
-    t is smoothed already, and `factor` is 1 - s. In longdouble, or in mpmath's numbers.
+    s is the label smoothing. In longdouble, or in mpmath's numbers.
     """
     to_wide = np.longdouble if wide else object
     exp, log, log1p = (
@@ -134,7 +134,9 @@ def exact(
             return a.astype(to_wide)
         return np.frompyfunc(mpmath.mpf, 1, 1)(a.astype(np.float64).astype(object))
 
-    x, t, p, w, w1, w0, gamma, factor = map(read, (x, t, p, w, *classes, gamma, factor))
+    x, t, p, w, w1, w0, gamma, s = map(read, (x, t, p, w, *classes, gamma, s))
+    factor = 1 - s
+    t = t * factor + s / 2
     a = abs(x)
     z = exp(-a)
     m, q = log1p(z), z / (1 + z)
@@ -237,6 +239,13 @@ def kinds(dtype: Any, count: int) -> list[tuple[str, Any, Any, dict[str, Any]]]:
     for gamma in (0.0, 2.0):
         options = {"gamma": gamma, "pos_weight": 2.5, "alpha": 0.25, "weight": weight}
         rows += [(f"weights {gamma}", x, t, options) for t in (hard, targets["soft"])]
+        # Of a small smoothing, 1 - t keeps nothing where it is made from a rounded t.
+        for s in (1e-9, 1e-3, 0.3, 0.9999):
+            smoothed = options | {"label_smoothing": s}
+            rows += [(f"smoothing {s} {gamma}", x, t, smoothed) for t in targets.values()]
+            rows.append(
+                (f"smoothing {s} {gamma} alone", x, hard, {"gamma": gamma} | {"label_smoothing": s})
+            )
     return rows
 
 
@@ -245,7 +254,8 @@ def exact_of(x: Any, t: Any, options: dict[str, Any], wide: bool) -> dict[str, t
     alpha = options.get("alpha")
     classes = (1.0, 1.0) if alpha is None else (dtype.type(alpha), dtype.type(1 - alpha))
     pos_weight, weight = options.get("pos_weight", 1.0), options.get("weight", 1.0)
-    return exact(x, t, pos_weight, weight, classes, options["gamma"], 1.0, wide)
+    s = options.get("label_smoothing", 0.0)
+    return exact(x, t, pos_weight, weight, classes, options["gamma"], s, wide)
 
 
 @pytest.mark.skipif(not oracle.LONGDOUBLE_IS_WIDE, reason="longdouble has no more bits here")
@@ -570,7 +580,7 @@ def test_uncertain_targets_are_ignored(dtype: Any) -> None:
 @dtypes
 def test_label_smoothing_is_a_softer_target(dtype: Any) -> None:
     x, t = data((1000,), dtype, hard=True)
-    s = 0.125  # 1 - s and s / 2 are exact
+    s = 0.125  # 1 - s and s / 2 are exact, and 1 less the sum
     soft = (t * (1 - s) + s / 2).astype(dtype)
     got, wanted = results(x, t, label_smoothing=s), results(x, soft)
     del got["targets"], wanted["targets"]
@@ -582,8 +592,11 @@ def test_label_smoothing_is_a_softer_target(dtype: Any) -> None:
     assert sce.forward(x, t, label_smoothing=s, ignore_label=1) == sce.forward(
         x, np.where(t == 1, 1, s / 2).astype(dtype), ignore_label=1
     )
-    # float32: 1 - s is rounded once more.
-    assert sce.elementwise(x, t, label_smoothing=s, balance="batch").any()
+    # A smoothing far below eps is not lost, and a positive gets what its mirrored negative gets.
+    far, classes = np.array([50, -50], dtype), np.array([1, 0], np.uint8)
+    np.testing.assert_allclose(
+        sce.elementwise(far, classes, label_smoothing=1e-17), 50 * 0.5e-17, rtol=1e-6
+    )
 
 
 # ---- Derivatives ----
@@ -916,3 +929,13 @@ def test_inputs_are_not_written() -> None:
         array.flags.writeable = False
     with_loss_weight(x, t, **everything(x.shape, np.float32)["all"])
     assert (bytes_of(x), bytes_of(t)) == kept
+
+
+def test_bools_of_numpy() -> None:
+    x, t = data((4, 6), np.float32)
+    for value in (True, False):
+        of_numpy = np.bool_(value)
+        assert sce.forward(x, t, normalize=of_numpy) == sce.forward(x, t, normalize=value)
+        options: dict[str, Any] = {"balance": "batch"}
+        found = sce.forward(x, t, **options, balance_per_channel=of_numpy)
+        assert found == sce.forward(x, t, **options, balance_per_channel=value)

@@ -164,7 +164,7 @@ struct Loop {
                                       std::int64_t* ignored) {
     using Element = math::Element<O>;
     const V score = O::load(at.x + i);
-    V target = Targets::load(at.t + i);
+    V target = Targets::load(at.t + i), negative = O::sub(O::set(1), target);
     V weight = O::set(1), pos_weight = O::set(1), by_class = O::set(1);
     V class_weight[2] = {weight, weight};
     typename O::M zero = O::none();
@@ -186,15 +186,17 @@ struct Loop {
         zero = O::either(zero, uncertain);
       }
       if (on(run, kSmoothing)) {
-        target = O::fma(target, constant(run.smoothing_factor), constant(run.smoothing_term));
+        // Each by itself: 1 - t would have the rounding error of t, many times a small smoothing.
+        const V factor = constant(run.smoothing_factor), term = constant(run.smoothing_term);
+        target = O::fma(target, factor, term);
+        negative = O::fma(negative, factor, term);
       }
       if (on(run, kClassWeight)) {
         for (int k = 0; k < 2; ++k) {
           class_weight[k] = on(run, kArrays) && at.by_class[k] ? O::load(at.by_class[k] + i)
                                                                : constant(run.class_weight[k]);
         }
-        const V negative = O::mul(O::sub(O::set(1), target), class_weight[1]);
-        by_class = O::fma(target, class_weight[0], negative);
+        by_class = O::fma(target, class_weight[0], O::mul(negative, class_weight[1]));
         if (kOperation != kTargetBackward) {
           weight = on(run, kElementWeight) ? O::mul_rounded(weight, by_class) : by_class;
           zero = O::either(zero, O::is_zero(weight));
@@ -204,13 +206,13 @@ struct Loop {
     Element e;
     if (on(run, kPosWeight)) {
       pos_weight = on(run, kArrays) && at.p ? O::load(at.p + i) : constant(run.pos_weight);
-      e = Element::weighted(score, target, pos_weight);
+      e = Element::weighted(score, target, negative, pos_weight);
     } else {
-      e = Element::template plain<Targets::kFinite>(score, target);
+      e = Element::template plain<Targets::kFinite>(score, target, negative);
     }
     V loss = O::set(0), gradient = loss, hessian = loss;
     if (on(run, kGamma)) {
-      const math::Focal<O> focal(e, target, constant(run.gamma));
+      const math::Focal<O> focal(e, target, negative, constant(run.gamma));
       if (kLoss) loss = focal.loss(e.loss());
       if (kGradient) gradient = focal.gradient();
       if (kOperation == kHessian) hessian = focal.hessian();

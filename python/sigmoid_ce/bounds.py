@@ -28,9 +28,9 @@ FLOAT64_ULP = 2.0
 LOSS_TERMS_EPS = 4.0
 GRADIENT_TERMS_EPS = 4.0
 
-# Loss, gradient, Hessian and target gradient with any options, targets in [0, 1] as they are after
-# label_smoothing and class weights as they are after their rounding. Relative to the sizes of the
-# terms (docs/numerics.md lists them) times 1 + gamma (1 + L), L = -log r: r^gamma is exp(-gamma L),
+# Loss, gradient, Hessian and target gradient with any options, targets in [0, 1] and class weights
+# as they are after their rounding. Relative to the sizes of the terms (docs/numerics.md lists them)
+# times 1 + gamma (1 + L), L = -log r: r^gamma is exp(-gamma L),
 # where r and L have errors of about 1 and L eps. Without a focal factor that is 1.
 FAMILY_TERMS_EPS = 4.0
 

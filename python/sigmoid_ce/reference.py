@@ -28,6 +28,7 @@ Float64 = NDArray[np.float64]
 class _Elements(NamedTuple):
     x: Float64  # scores
     t: Float64  # targets, smoothed
+    n: Float64  # 1 - t, without the rounding error of t
     p: Float64  # pos_weight, in a shape that broadcasts to x
     w: Float64  # weight, likewise
     ignored: NDArray[np.bool_]
@@ -248,7 +249,7 @@ def elementwise(
 
 @np.errstate(all="ignore")
 def _pieces(e: _Elements) -> _Pieces:
-    negative, positive = 1 - e.t, e.p * e.t
+    negative, positive = e.n, e.p * e.t
     a, b = _sigmoid(e.x), _sigmoid(-e.x)
     loss = _times(negative, np.logaddexp(0, e.x)) + _times(positive, np.logaddexp(0, -e.x))
     r = negative * a + e.t * b
@@ -301,7 +302,7 @@ def _target_gradients(e: _Elements, scale: float) -> Float64:
 
 def _class_weights(e: _Elements) -> Float64:
     w1, w0 = e.class_weights
-    return np.where(w1 == w0, w1, e.t * w1 + (1 - e.t) * w0)
+    return np.where(w1 == w0, w1, e.t * w1 + e.n * w0)
 
 
 def _weights(e: _Elements) -> Float64:
@@ -406,9 +407,12 @@ def _read(
     w1, w0 = _balance(balance, balance_per_channel, *(c & ~ignored for c in is_class))
     if alpha is not None:
         w1, w0 = w1 * alpha, w0 * (1 - alpha)
+    smoothed = [
+        y * (1 - label_smoothing) + label_smoothing / 2 for y in (rounded(t), 1 - rounded(t))
+    ]
     return _Elements(
         rounded(x),
-        rounded(t) * (1 - label_smoothing) + label_smoothing / 2,
+        *smoothed,
         rounded(p),
         rounded(w),
         ignored,

@@ -438,13 +438,14 @@ SIGMOID_CE_INLINE double halve(double (&acc)[kAccumulators]) {
 // docs/numerics.md:
 //
 //   a = |x|       z = exp(-a)       m = log1p(z)       q = z / (1 + z) =
-//   sigmoid(-a) u = x >= 0 ? 1 - t : p t        c = 1, or (1 - t) + p t with
-//   pos_weight loss = w (a u + c m)            gradient = w (x >= 0 ? u - c q :
-//   c q - u)
+//   sigmoid(-a) u = x >= 0 ? n : p t            c = 1, or n + p t with
+//   pos_weight, where n = 1 - t loss = w (a u + c m)            gradient = w (x
+//   >= 0 ? u - c q : c q - u)
 //                                   Hessian  = w c q (1 - q)
 //
-// which is w (p t softplus(-x) + (1 - t) softplus(x)) without a cancellation.
-// The focal loss is below.
+// which is w (p t softplus(-x) + n softplus(x)) without a cancellation. The
+// focal loss is below. n comes with t, since a caller who smooths targets knows
+// it better than 1 - t does.
 //
 //   shapes, dtypes   lanes of float or double, O::T
 //   valid range      every x; t finite; p finite and >= 0; every w
@@ -602,33 +603,32 @@ struct Element {
 
   // pos_weight off. kFinite: t came from an integer.
   template <bool kFinite>
-  static SIGMOID_CE_INLINE Element plain(V x, V t) {
+  static SIGMOID_CE_INLINE Element plain(V x, V t, V n) {
     Element e;
     e.x = x;
     e.a = O::abs(x);
     e.z = exp_neg<O>(e.a);
     // 0 * t is NaN for an infinite t, which the formula would let pass.
     if (!kFinite) e.z = O::fma(t, O::set(0), e.z);
-    e.u = O::by_sign(x, t, O::sub(O::set(1), t));
+    e.u = O::by_sign(x, t, n);
     e.c = O::set(1);
     return e;
   }
 
   // pos_weight p. An infinite t makes c NaN.
-  static SIGMOID_CE_INLINE Element weighted(V x, V t, V p) {
+  static SIGMOID_CE_INLINE Element weighted(V x, V t, V n, V p) {
     Element e;
     e.x = x;
     e.a = O::abs(x);
     e.z = exp_neg<O>(e.a);
-    e.weigh(t, p);
+    e.weigh(t, n, p);
     return e;
   }
 
   // An element that was plain gets the pos_weight p.
-  SIGMOID_CE_INLINE void weigh(V t, V p) {
-    const V negative = O::sub(O::set(1), t);
-    u = O::by_sign(x, O::mul(p, t), negative);
-    c = O::fma(p, t, negative);
+  SIGMOID_CE_INLINE void weigh(V t, V n, V p) {
+    u = O::by_sign(x, O::mul(p, t), n);
+    c = O::fma(p, t, n);
   }
 
   // w left out.
@@ -666,7 +666,7 @@ struct Element {
 // factor R = r^gamma, where r is what sigmoid(x) gives the wrong class, t (1 -
 // sigmoid(x)) + (1 - t) sigmoid(x). With the names of Element, E its loss:
 //
-//   v = x >= 0 ? 1 - t : t     k = 1 - v     s = 1 - q        v is u without p
+//   v = x >= 0 ? n : t         k = 1 - v     s = 1 - q        v is u without p
 //   r = v s + k q = (v + k z) / (1 + z)
 //   L = -log r = D + m, with D = -log(v + k z)                a where v = 0,
 //   and 0 where v = 1 R = exp(-gamma L)
@@ -688,12 +688,11 @@ struct Focal {
   const Element<O>& e;
   V v, k, m, q, s, h, gamma, factor;
 
-  // t: the target that `element` was made with.
-  SIGMOID_CE_INLINE Focal(const Element<O>& element, V t, V power)
+  // t, n: those that `element` was made with.
+  SIGMOID_CE_INLINE Focal(const Element<O>& element, V t, V n, V power)
       : e(element), gamma(power) {
     const V one = O::set(1);
-    const V negative = O::sub(one, t);
-    v = O::by_sign(e.x, t, negative);
+    v = O::by_sign(e.x, t, n);
     k = O::sub(one, v);
     m = log1p_01<O>(e.z);
     q = e.sigmoid_neg();
@@ -703,7 +702,7 @@ struct Focal {
     V d = O::zero_where_zero(k, a);
     h = O::if_zero(v, s, q);
     // Of t and not of v: 1 - t is 1 for a tiny t below 0 too.
-    if (!O::all(O::either(O::is_zero(t), O::is_zero(negative)))) {
+    if (!O::all(O::either(O::is_zero(t), O::is_zero(n)))) {
       // A hard target among soft ones gets the bits that it gets among hard
       // ones.
       const V log_y = log_01<O>(O::fma(k, e.z, v));
@@ -1398,10 +1397,8 @@ SIGMOID_CE_DEVICE_INLINE Place place_of(const DeviceView& view,
                                         std::int64_t itemsize,
                                         std::int64_t first,
                                         std::int64_t index) {
-  Place place = {index * itemsize, itemsize};
-  if (view.n_axes == 0) return place;
-  place.offset = 0;
-  place.step = view.axes[view.n_axes - 1].stride;
+  if (view.n_axes == 0) return {index * itemsize, itemsize};
+  Place place = {0, view.axes[view.n_axes - 1].stride};
   std::uint64_t rest = static_cast<std::uint64_t>(first + index);
 #pragma unroll 1
   for (int d = view.n_axes - 1; d > 0; --d) {
@@ -1695,23 +1692,26 @@ struct Pass {
   static __device__ __forceinline__ T element(const Arguments& args, T scale,
                                               X x, T t, const Factors& f,
                                               Written* written) {
-    T score, w = f.w, by_class = 1;
+    T score, w = f.w, by_class = 1, negative = O::sub(1, t);
     convert(x, &score);
     bool zero = kOptions && (f.ignored || w == 0);
     if (kOptions && args.has_smoothing) {
-      t = O::fma(t, Arithmetic<T>::number(args.smoothing_factor),
-                 Arithmetic<T>::number(args.smoothing_term));
+      const T factor = Arithmetic<T>::number(args.smoothing_factor);
+      const T term = Arithmetic<T>::number(args.smoothing_term);
+      t = O::fma(t, factor, term);
+      negative = O::fma(negative, factor, term);
     }
     if (kOptions && args.has_class_weights) {
-      by_class = O::fma(t, f.positive, O::mul(O::sub(1, t), f.negative));
+      by_class = O::fma(t, f.positive, O::mul(negative, f.negative));
       if (kOperation != kTargetBackward) w = O::mul(w, by_class);
     }
     zero = zero || (kOptions && kOperation != kTargetBackward && w == 0);
-    Element e = Element::template plain<kFinite>(score, t);
-    if (kOptions && args.has_pos_weight) e.weigh(t, f.p);
+    Element e = Element::template plain<kFinite>(score, t, negative);
+    if (kOptions && args.has_pos_weight) e.weigh(t, negative, f.p);
     T loss = 0, d = 0, hessian = 0;
     if (kKind == kFocal && args.has_gamma) {
-      const math::Focal<O> focal(e, t, Arithmetic<T>::number(args.gamma));
+      const math::Focal<O> focal(e, t, negative,
+                                 Arithmetic<T>::number(args.gamma));
       if (kOperation != kBackward) loss = focal.loss(e.loss());
       if (kGradient) d = focal.gradient();
       if (kOperation == kHessian) hessian = focal.hessian();

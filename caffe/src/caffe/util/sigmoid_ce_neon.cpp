@@ -354,13 +354,14 @@ SIGMOID_CE_INLINE double halve(double (&acc)[kAccumulators]) {
 // docs/numerics.md:
 //
 //   a = |x|       z = exp(-a)       m = log1p(z)       q = z / (1 + z) =
-//   sigmoid(-a) u = x >= 0 ? 1 - t : p t        c = 1, or (1 - t) + p t with
-//   pos_weight loss = w (a u + c m)            gradient = w (x >= 0 ? u - c q :
-//   c q - u)
+//   sigmoid(-a) u = x >= 0 ? n : p t            c = 1, or n + p t with
+//   pos_weight, where n = 1 - t loss = w (a u + c m)            gradient = w (x
+//   >= 0 ? u - c q : c q - u)
 //                                   Hessian  = w c q (1 - q)
 //
-// which is w (p t softplus(-x) + (1 - t) softplus(x)) without a cancellation.
-// The focal loss is below.
+// which is w (p t softplus(-x) + n softplus(x)) without a cancellation. The
+// focal loss is below. n comes with t, since a caller who smooths targets knows
+// it better than 1 - t does.
 //
 //   shapes, dtypes   lanes of float or double, O::T
 //   valid range      every x; t finite; p finite and >= 0; every w
@@ -518,33 +519,32 @@ struct Element {
 
   // pos_weight off. kFinite: t came from an integer.
   template <bool kFinite>
-  static SIGMOID_CE_INLINE Element plain(V x, V t) {
+  static SIGMOID_CE_INLINE Element plain(V x, V t, V n) {
     Element e;
     e.x = x;
     e.a = O::abs(x);
     e.z = exp_neg<O>(e.a);
     // 0 * t is NaN for an infinite t, which the formula would let pass.
     if (!kFinite) e.z = O::fma(t, O::set(0), e.z);
-    e.u = O::by_sign(x, t, O::sub(O::set(1), t));
+    e.u = O::by_sign(x, t, n);
     e.c = O::set(1);
     return e;
   }
 
   // pos_weight p. An infinite t makes c NaN.
-  static SIGMOID_CE_INLINE Element weighted(V x, V t, V p) {
+  static SIGMOID_CE_INLINE Element weighted(V x, V t, V n, V p) {
     Element e;
     e.x = x;
     e.a = O::abs(x);
     e.z = exp_neg<O>(e.a);
-    e.weigh(t, p);
+    e.weigh(t, n, p);
     return e;
   }
 
   // An element that was plain gets the pos_weight p.
-  SIGMOID_CE_INLINE void weigh(V t, V p) {
-    const V negative = O::sub(O::set(1), t);
-    u = O::by_sign(x, O::mul(p, t), negative);
-    c = O::fma(p, t, negative);
+  SIGMOID_CE_INLINE void weigh(V t, V n, V p) {
+    u = O::by_sign(x, O::mul(p, t), n);
+    c = O::fma(p, t, n);
   }
 
   // w left out.
@@ -582,7 +582,7 @@ struct Element {
 // factor R = r^gamma, where r is what sigmoid(x) gives the wrong class, t (1 -
 // sigmoid(x)) + (1 - t) sigmoid(x). With the names of Element, E its loss:
 //
-//   v = x >= 0 ? 1 - t : t     k = 1 - v     s = 1 - q        v is u without p
+//   v = x >= 0 ? n : t         k = 1 - v     s = 1 - q        v is u without p
 //   r = v s + k q = (v + k z) / (1 + z)
 //   L = -log r = D + m, with D = -log(v + k z)                a where v = 0,
 //   and 0 where v = 1 R = exp(-gamma L)
@@ -604,12 +604,11 @@ struct Focal {
   const Element<O>& e;
   V v, k, m, q, s, h, gamma, factor;
 
-  // t: the target that `element` was made with.
-  SIGMOID_CE_INLINE Focal(const Element<O>& element, V t, V power)
+  // t, n: those that `element` was made with.
+  SIGMOID_CE_INLINE Focal(const Element<O>& element, V t, V n, V power)
       : e(element), gamma(power) {
     const V one = O::set(1);
-    const V negative = O::sub(one, t);
-    v = O::by_sign(e.x, t, negative);
+    v = O::by_sign(e.x, t, n);
     k = O::sub(one, v);
     m = log1p_01<O>(e.z);
     q = e.sigmoid_neg();
@@ -619,7 +618,7 @@ struct Focal {
     V d = O::zero_where_zero(k, a);
     h = O::if_zero(v, s, q);
     // Of t and not of v: 1 - t is 1 for a tiny t below 0 too.
-    if (!O::all(O::either(O::is_zero(t), O::is_zero(negative)))) {
+    if (!O::all(O::either(O::is_zero(t), O::is_zero(n)))) {
       // A hard target among soft ones gets the bits that it gets among hard
       // ones.
       const V log_y = log_01<O>(O::fma(k, e.z, v));
@@ -939,7 +938,7 @@ struct Loop {
                                       std::int64_t i, std::int64_t* ignored) {
     using Element = math::Element<O>;
     const V score = O::load(at.x + i);
-    V target = Targets::load(at.t + i);
+    V target = Targets::load(at.t + i), negative = O::sub(O::set(1), target);
     V weight = O::set(1), pos_weight = O::set(1), by_class = O::set(1);
     V class_weight[2] = {weight, weight};
     typename O::M zero = O::none();
@@ -962,8 +961,12 @@ struct Loop {
         zero = O::either(zero, uncertain);
       }
       if (on(run, kSmoothing)) {
-        target = O::fma(target, constant(run.smoothing_factor),
-                        constant(run.smoothing_term));
+        // Each by itself: 1 - t would have the rounding error of t, many times
+        // a small smoothing.
+        const V factor = constant(run.smoothing_factor),
+                term = constant(run.smoothing_term);
+        target = O::fma(target, factor, term);
+        negative = O::fma(negative, factor, term);
       }
       if (on(run, kClassWeight)) {
         for (int k = 0; k < 2; ++k) {
@@ -971,8 +974,8 @@ struct Loop {
                                 ? O::load(at.by_class[k] + i)
                                 : constant(run.class_weight[k]);
         }
-        const V negative = O::mul(O::sub(O::set(1), target), class_weight[1]);
-        by_class = O::fma(target, class_weight[0], negative);
+        by_class =
+            O::fma(target, class_weight[0], O::mul(negative, class_weight[1]));
         if (kOperation != kTargetBackward) {
           weight = on(run, kElementWeight) ? O::mul_rounded(weight, by_class)
                                            : by_class;
@@ -984,13 +987,13 @@ struct Loop {
     if (on(run, kPosWeight)) {
       pos_weight = on(run, kArrays) && at.p ? O::load(at.p + i)
                                             : constant(run.pos_weight);
-      e = Element::weighted(score, target, pos_weight);
+      e = Element::weighted(score, target, negative, pos_weight);
     } else {
-      e = Element::template plain<Targets::kFinite>(score, target);
+      e = Element::template plain<Targets::kFinite>(score, target, negative);
     }
     V loss = O::set(0), gradient = loss, hessian = loss;
     if (on(run, kGamma)) {
-      const math::Focal<O> focal(e, target, constant(run.gamma));
+      const math::Focal<O> focal(e, target, negative, constant(run.gamma));
       if (kLoss) loss = focal.loss(e.loss());
       if (kGradient) gradient = focal.gradient();
       if (kOperation == kHessian) hessian = focal.hessian();
