@@ -1887,40 +1887,70 @@ void run_elements(Job* job, std::int64_t index, std::int64_t n, char* staging,
   }
 }
 
+// Of any alignment.
+template <class S>
+S load(const S* p) {
+  S v;
+// NOLINT_NEXT_LINE(caffe/alt_fn)
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// Of groups too short for a kernel.
 template <class S>
 void add_classes(const S* t, std::int64_t index, std::int64_t n,
                  const math::Groups& groups, ClassCounts* counts) {
   // Of few groups: added to what threads share once, at the end.
   constexpr std::int64_t kOwn = 1024;
-  std::int64_t own[kOwn][2];
+  std::int64_t own[2][kOwn];
   const bool few = groups.count <= kOwn;
-  if (few)
+  if (few) {
+    for (std::int64_t* all : own) {
 // NOLINT_NEXT_LINE(caffe/alt_fn)
-    std::memset(own, 0, static_cast<std::size_t>(groups.count) * sizeof own[0]);
+      std::memset(all, 0, static_cast<std::size_t>(groups.count) * sizeof *all);
+    }
+  }
   std::int64_t group = index / groups.length % groups.count;
   std::int64_t left = groups.length - index % groups.length;
-  for (std::int64_t i = 0; i < n; ++i) {
-    if (left == 0) {
-      left = groups.length;
-      group = group + 1 == groups.count ? 0 : group + 1;
+  while (n > 0) {
+    if (few && groups.length == 1) {
+      // A channel per element, as scores of shape (N, C) have them: one row at
+      // a time.
+      const std::int64_t row =
+          n < groups.count - group ? n : groups.count - group;
+      std::int64_t* const positive = own[0] + group;
+      std::int64_t* const negative = own[1] + group;
+      for (std::int64_t i = 0; i < row; ++i) {
+        positive[i] += load(t + i) == 1;
+        negative[i] += load(t + i) == 0;
+      }
+      t += row;
+      n -= row;
+      group = 0;
+      continue;
     }
-    --left;
-    S v;
-// NOLINT_NEXT_LINE(caffe/alt_fn)
-    std::memcpy(&v, t + i, sizeof v);
-    const bool is_class[2] = {v == 1, v == 0};
+    const std::int64_t length = n < left ? n : left;
+    int found[2] = {0, 0};
+    for (std::int64_t i = 0; i < length; ++i) {
+      found[0] += load(t + i) == 1;
+      found[1] += load(t + i) == 0;
+    }
     for (int k = 0; k < 2; ++k) {
       if (few) {
-        own[group][k] += is_class[k];
-      } else if (is_class[k]) {
-        counts[group][k].fetch_add(1, std::memory_order_relaxed);
+        own[k][group] += found[k];
+      } else if (found[k] != 0) {
+        counts[group][k].fetch_add(found[k], std::memory_order_relaxed);
       }
     }
+    t += length;
+    n -= length;
+    left = groups.length;
+    group = group + 1 == groups.count ? 0 : group + 1;
   }
   for (std::int64_t g = 0; few && g < groups.count; ++g) {
     for (int k = 0; k < 2; ++k) {
-      if (own[g][k] != 0)
-        counts[g][k].fetch_add(own[g][k], std::memory_order_relaxed);
+      if (own[k][g] != 0)
+        counts[g][k].fetch_add(own[k][g], std::memory_order_relaxed);
     }
   }
 }
