@@ -77,6 +77,9 @@ def test_focal_hessian_is_kept_positive() -> None:
     for bad in (-1.0, np.nan, np.inf):
         with pytest.raises(ValueError, match=r"^min_hessian: expected a finite number >= 0, got"):
             Objective(min_hessian=bad)
+    for other in ("a", None, True):
+        with pytest.raises(TypeError, match=r"^min_hessian: expected a number, got"):
+            Objective(min_hessian=other)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^gamma: expected a number from 0 to 1e6, got -1"):
         Objective(gamma=-1).sklearn(labels, scores)
 

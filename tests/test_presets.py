@@ -302,6 +302,8 @@ def test_casenet_channels_that_labels_lack(channels: int) -> None:
     for function in (presets.casenet_targets, presets.casenet_weight):
         with pytest.raises(ValueError, match=rf"channels: expected 1 to 31 .* got {channels}$"):
             function(labels, channels)
+        with pytest.raises(TypeError, match=r"^channels: expected an int, got float"):
+            function(labels, 2.5)  # type: ignore[arg-type]
         with pytest.raises(
             ValueError, match=r"labels: expected shape \(N, L, \.\.\.\), got \(2,\)"
         ):
@@ -367,6 +369,8 @@ def test_detectron_focal_targets_refuses() -> None:
         presets.detectron_focal_targets(np.zeros((1, 1)), 2)
     with pytest.raises(ValueError, match=r"labels: expected shape \(N, A, \.\.\.\), got \(4,\)"):
         presets.detectron_focal_targets(np.zeros(4, int), 2)
+    with pytest.raises(TypeError, match=r"^classes: expected an int, got float"):
+        presets.detectron_focal_targets(np.zeros((1, 1), int), 1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="classes: expected at least 1, got 0"):
         presets.detectron_focal_targets(np.zeros((1, 1), int), 0)
     with pytest.raises(ValueError, match="labels: expected -1 to 2, got -2"):

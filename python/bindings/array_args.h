@@ -88,6 +88,13 @@ inline bool read_number(py::handle object, const char* name, double* value) {
   return true;
 }
 
+// True or False, Python's or NumPy's; -1 for anything else.
+inline int read_bool(py::handle object) {
+  if (PyBool_Check(object.ptr())) return object.ptr() == Py_True;
+  if (!py::isinstance(object, py::module_::import("numpy").attr("bool_"))) return -1;
+  return PyObject_IsTrue(object.ptr());
+}
+
 // Any object with __index__ except a bool, which is more likely a slip than a number.
 inline std::int64_t read_integer(py::handle object, const char* name) {
   if (PyBool_Check(object.ptr()) || !PyIndex_Check(object.ptr()) ||
@@ -108,13 +115,13 @@ inline std::int64_t read_integer(py::handle object, const char* name) {
 // Parts of an array have no count of foreground.
 inline void read_normalization(py::handle normalization, py::handle normalize, Options* options,
                                bool foreground = true) {
-  if (!normalize.is_none() && !PyBool_Check(normalize.ptr())) {
+  const int valid = normalize.is_none() ? 0 : read_bool(normalize);
+  if (valid == -1) {
     throw py::type_error("normalize: expected True (valid), False (batch_size) or None, got " +
                          type_name(normalize));
   }
   if (normalization.is_none()) {
-    options->normalization =
-        normalize.ptr() == Py_True ? Normalization::kValid : Normalization::kBatchSize;
+    options->normalization = valid ? Normalization::kValid : Normalization::kBatchSize;
     return;
   }
   static const struct {
@@ -222,11 +229,12 @@ inline void read_family(const Family& family, const Int* shape, std::int64_t ndi
   if (!family.balance.is_none()) {
     options->balance = static_cast<Balance>(read_word(family.balance, "balance", balance));
   }
-  if (!PyBool_Check(family.balance_per_channel.ptr())) {
+  const int per_channel = read_bool(family.balance_per_channel);
+  if (per_channel == -1) {
     throw py::type_error("balance_per_channel: expected True or False, got " +
                          type_name(family.balance_per_channel));
   }
-  options->balance_per_channel = family.balance_per_channel.ptr() == Py_True;
+  options->balance_per_channel = per_channel != 0;
   if (options->balance == Balance::kImage && ndim < 2) {
     throw py::value_error(
         "balance: expected scores with an axis of images and another one for \"image\", got "

@@ -74,6 +74,8 @@ class Objective:
             "gamma": gamma,
             "alpha": alpha,
         }
+        if isinstance(min_hessian, bool) or not isinstance(min_hessian, (int, float, np.number)):
+            raise TypeError(f"min_hessian: expected a number, got {type(min_hessian).__name__}")
         if not 0 <= min_hessian < np.inf:
             raise ValueError(f"min_hessian: expected a finite number >= 0, got {min_hessian!r}")
         self.min_hessian = min_hessian

@@ -18,6 +18,7 @@ tests/test_presets.py the formulas in NumPy.
 
 from __future__ import annotations
 
+import operator
 from typing import Any, Literal
 
 import numpy as np
@@ -140,14 +141,15 @@ def casenet_targets(labels: ArrayLike, channels: int | None = None) -> NDArray[n
     Raises
     ------
     TypeError
-        For labels of another dtype: a conversion would have changed the bits.
+        For labels of another dtype: a conversion would have changed the bits. For `channels` that
+        are no int.
     ValueError
         For a number of channels, or an array of too few axes, that does not fit.
     """
     words = _words(labels)
     if channels is None:
         return np.where(words & _IGNORE_BIT, CASENET_IGNORED, words != 0).astype(np.uint8)
-    _check_channels(words, channels)
+    channels = _check_channels(words, channels)
     targets = np.empty((words.shape[0], channels, *words.shape[2:]), np.uint8)
     for channel in range(channels):
         word, bit = divmod(channel, _WORD_BITS)
@@ -177,6 +179,7 @@ def casenet_weight(
     -------
     dtype, (N, channels, ...)
     """
+    channels = _count("channels", channels)
     targets = casenet_targets(labels, channels)
     words = _words(labels)
     ignored = _ignored(words)[:, 0]
@@ -205,14 +208,25 @@ def _ignored(words: NDArray[np.uint32]) -> NDArray[np.bool_]:
     return np.asarray(words[:, -1:] & _IGNORE_BIT, np.bool_)
 
 
-def _check_channels(words: NDArray[np.uint32], channels: int) -> None:
+def _count(name: str, value: Any) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}") from None
+
+
+def _check_channels(words: NDArray[np.uint32], channels: int) -> int:
     if words.ndim < 2:
         raise ValueError(f"labels: expected shape (N, L, ...), got {words.shape}")
     most = _WORD_BITS * words.shape[1] - 1  # the last bit ignores
+    channels = _count("channels", channels)
     if not 1 <= channels <= most:
         raise ValueError(
             f"channels: expected 1 to {most} for labels of shape {words.shape}, got {channels}"
         )
+    return channels
 
 
 # ---- Detection ----
@@ -297,7 +311,7 @@ def detectron_focal_targets(labels: ArrayLike, classes: int) -> NDArray[np.int8]
     Raises
     ------
     TypeError
-        For labels that are not integers.
+        For labels that are not integers, and `classes` that are no int.
     ValueError
         For too few axes, and for a label outside -1 to classes, which the source takes for the
         background.
@@ -307,6 +321,7 @@ def detectron_focal_targets(labels: ArrayLike, classes: int) -> NDArray[np.int8]
         raise TypeError(f"labels: expected integers, got {array.dtype}")
     if array.ndim < 2:
         raise ValueError(f"labels: expected shape (N, A, ...), got {array.shape}")
+    classes = _count("classes", classes)
     if classes < 1:
         raise ValueError(f"classes: expected at least 1, got {classes}")
     wrong = array[(array < -1) | (array > classes)]

@@ -277,7 +277,8 @@ void ReadFamily(const string& name, const Parameters& parameters,
   if (parameters.negative_scale.given) {
     const double scale = parameters.negative_scale.value;
     CHECK(scale >= 0 && scale <= std::numeric_limits<float>::max()) << name
-        << "negative_scale: expected a finite value of 0 or more, got "
+        << "negative_scale: expected a number of 0 or more that is finite in "
+        << "float32, got "
         << scale;
     options->negative_scale = scale;
   }

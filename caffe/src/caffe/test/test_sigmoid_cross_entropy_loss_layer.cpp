@@ -1387,9 +1387,11 @@ TYPED_TEST(SigmoidCrossEntropyLossLayerDeathTest, TestParamStr) {
     {"{'label_smoothing': -0.1}", "label_smoothing: expected a number of 0 or "
         "more and below 1, got -0.1"},
     {"{'negative_scale': -2}",
-        "negative_scale: expected a finite value of 0 or more, got -2"},
+        "negative_scale: expected a number of 0 or more that is finite in "
+        "float32, got -2"},
     {"{'negative_scale': 1e39}",
-        "negative_scale: expected a finite value of 0 or more, got 1e.39"},
+        "negative_scale: expected a number of 0 or more that is finite in "
+        "float32, got 1e.39"},
     {"{'gamma': -1}", "gamma: expected a number from 0 to 1e6, got -1"},
     {"{'gamma': 1e7}", "gamma: expected a number from 0 to 1e6, got 1e.07"},
     {"{'gamma': 'two'}", "param_str: gamma: expected a number, got \"two\""},
@@ -1451,7 +1453,7 @@ TYPED_TEST(SigmoidCrossEntropyLossLayerDeathTest, TestMessage) {
     {"gamma", "a number from 0 to 1e6"},
     {"alpha", "a number from 0 to 1"},
     {"label_smoothing", "a number of 0 or more and below 1"},
-    {"negative_scale", "a finite value of 0 or more"},
+    {"negative_scale", "a number of 0 or more that is finite in float32"},
   };
   for (int i = 0; i < 4; ++i) {
     this->ExpectDeath(name + "{ " + kNaNs[i][0] + ": nan }",
