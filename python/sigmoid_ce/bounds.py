@@ -30,8 +30,8 @@ GRADIENT_TERMS_EPS = 4.0
 
 # Loss, gradient, Hessian and target gradient with any options, targets in [0, 1] and class weights
 # as they are after their rounding. Relative to the sizes of the terms (docs/numerics.md lists them)
-# times 1 + gamma (1 + L), L = -log r: r^gamma is exp(-gamma L),
-# where r and L have errors of about 1 and L eps. Without a focal factor that is 1.
+# times 1 + gamma (1 + L), L = -log r: r^gamma is exp(-gamma L), where r and L have errors of about
+# 1 and L eps. Without a focal factor that is 1.
 FAMILY_TERMS_EPS = 4.0
 
 # The reduced loss, rounded to float32: N(0, 3) scores at 2^24 elements, where the errors of the

@@ -407,12 +407,14 @@ def _read(
     w1, w0 = _balance(balance, balance_per_channel, *(c & ~ignored for c in is_class))
     if alpha is not None:
         w1, w0 = w1 * alpha, w0 * (1 - alpha)
-    smoothed = [
-        y * (1 - label_smoothing) + label_smoothing / 2 for y in (rounded(t), 1 - rounded(t))
-    ]
+
+    def smoothed(a: Float64) -> Float64:
+        return a * (1 - label_smoothing) + label_smoothing / 2
+
     return _Elements(
         rounded(x),
-        *smoothed,
+        smoothed(rounded(t)),
+        smoothed(1 - rounded(t)),
         rounded(p),
         rounded(w),
         ignored,
