@@ -57,17 +57,15 @@ def main(arguments: list[str] | None = None, prog: str = "python -m bench") -> i
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-        report = _run(groups, cpus, options)
+        try:
+            report = _run(groups, cpus, options)
+        except KeyboardInterrupt:
+            print(_interrupted(options.json), file=sys.stderr)
+            return 130
 
     from .report import markdown, terminal
 
-    text = json.dumps(report, indent=1) + "\n"
-    if options.json == Path("-"):
-        print(text, end="")
-    else:
-        print(terminal(report))
-        if options.json:
-            options.json.write_text(text)
+    print(_text(report) if options.json == Path("-") else terminal(report) + "\n", end="")
     if options.markdown:
         options.markdown.write_text(markdown(report))
     if options.plots:
@@ -79,6 +77,11 @@ def main(arguments: list[str] | None = None, prog: str = "python -m bench") -> i
             print(f"--plots: {error}", file=sys.stderr)
             return 1
     return 1 if report["failures"] else 0
+
+
+def _interrupted(path: Path | None) -> str:
+    saved = path is not None and path.is_file()
+    return "\nInterrupted." + (f" {path} has what was measured before." if saved else "")
 
 
 def _run(groups: list[plan.Group], cpus: list[int], options: argparse.Namespace) -> dict[str, Any]:
@@ -125,6 +128,8 @@ def _run(groups: list[plan.Group], cpus: list[int], options: argparse.Namespace)
             "max_elements": options.max_elements,
             "call_seconds": _finite(options.call_seconds),
             "seconds": _finite(options.seconds),
+            "backends": options.chosen_backends,
+            "figures": options.figures_wanted,
         },
         "ours": {"version": ours.version, "info": sigmoid_ce.info()},
         "backends": {
@@ -136,9 +141,12 @@ def _run(groups: list[plan.Group], cpus: list[int], options: argparse.Namespace)
         "limits": {"compiler": None, "problem": str(limits)}
         if isinstance(limits, LimitsUnavailable)
         else {"compiler": limits.compiler, "problem": None},
+        "complete": False,
         "groups": [],
         "rows": [],
         "failures": [],
+        **dict.fromkeys(_FIGURES),
+        "duration_seconds": {},
     }
     seconds = {"loading": time.monotonic() - start, "compiling": 0.0}
     gc.collect()
@@ -169,13 +177,13 @@ def _run(groups: list[plan.Group], cpus: list[int], options: argparse.Namespace)
             if entry.failed
         ]
         seconds["compiling"] += _compiling(entries)
+        _save(report, options.json)
     seconds["measuring"] = time.monotonic() - start - seconds["compiling"]
     for peer in peers.values():
         if isinstance(peer, RemoteBackend):
             peer.close()
     for name in _FIGURES:
         start = time.monotonic()
-        report[name] = None
         if name in options.figures:
             progress.start(name)
             module = importlib.import_module(f".{name}", __package__)
@@ -183,9 +191,34 @@ def _run(groups: list[plan.Group], cpus: list[int], options: argparse.Namespace)
                 options.profile, options.threads, progress.show, backends=options.backends
             )
             seconds[name] = time.monotonic() - start
+            _save(report, options.json)
+    report["complete"] = True
     report["duration_seconds"] = {name: round(value, 1) for name, value in seconds.items()}
     progress.end()
+    _save(report, options.json)
     return report
+
+
+def _save(report: dict[str, Any], path: Path | None) -> None:
+    """What there is, should the run be ended. The file is never there in part."""
+    if path is None or path == Path("-"):
+        return
+    text = _text(report)
+    if path.exists() and not path.is_file():  # such as /dev/stdout: it gets the whole alone
+        if report["complete"]:
+            path.write_text(text)
+        return
+    path = path.resolve()  # where it is a link, that stays
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _text(report: dict[str, Any]) -> str:
+    return json.dumps(report, indent=1) + "\n"
 
 
 def _compiling(entries: Mapping[str, Entry]) -> float:
@@ -256,12 +289,15 @@ def _parse(arguments: list[str], prog: str) -> argparse.Namespace:
         ("quick", "does it all work? small arrays, one form per peer; under 3 minutes"),
         ("default", "under 10 minutes; this is what happens without an option"),
         ("family", "what the options for unbalanced and dense targets cost, at 2^24; minutes"),
-        ("full", "each size, all options and shapes in float64 too, and what is slow"),
+        ("full", "each size, options in float64 too, all passes of each, and what is slow"),
     ):
         group.add_argument(f"--{name}", dest="profile", action="store_const", const=name, help=text)
     parser.set_defaults(profile="default")
     parser.add_argument(
-        "--rounds", type=_positive, help="measurements of each entry, at most (3, 9, 9, 25)"
+        "--rounds",
+        type=_positive,
+        help="measurements of each entry, at most "
+        f"({', '.join(f'{name}: {one.rounds}' for name, one in plan.PROFILES.items())})",
     )
     parser.add_argument("--threads", type=_positive, default=2, help="for everything (2)")
     parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name holds TEXT")
@@ -295,6 +331,9 @@ def _parse(arguments: list[str], prog: str) -> argparse.Namespace:
     )
     options = parser.parse_args(arguments)
     profile = plan.PROFILES[options.profile]
+    # As they were given: results of a part of a profile are known by them.
+    options.chosen_backends = options.backends
+    options.figures_wanted = bool(options.figures)
     if options.backends is None:
         options.backends = list(profile.backends or PEERS)
     unknown = set(options.backends) - set(PEERS)

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,9 +50,10 @@ _MEAN_ELEMENTS = {"quick": 2**20, "default": 2**24, "full": 2**24}
 class System:
     """What computes losses and gradients, element by element.
 
-    name: the backend's, where it is one (backends/__init__.py).
+    name: the backend's, where it is one (backends/__init__.py), of which it is the first form.
     module: has to be there; its version is reported.
     slow_start: its first call compiles for long, so the quick profile leaves it out.
+    backend: where it is another form of a backend, or a formula from its package, that one's name.
     """
 
     name: str
@@ -61,6 +61,18 @@ class System:
     function: Function
     about: str = ""
     slow_start: bool = False
+    backend: str = ""
+
+
+# Each takes the formula from the module that is timed. There it has the mean, and a gradient that
+# is divided by n; dividing a gradient near the smallest number by n would lose it, so that the
+# elements' own are compared.
+
+
+def _losses_case(x: Array) -> Any:
+    from .plan import Case, Gradient, Work
+
+    return Case(Work.ELEMENTWISE, x.dtype.name, x.size, Gradient.FRESH)
 
 
 def _ours(x: Array, t: Array) -> tuple[Array, Array]:
@@ -68,93 +80,60 @@ def _ours(x: Array, t: Array) -> tuple[Array, Array]:
 
 
 def _pytorch(x: Array, t: Array) -> tuple[Array, Array]:
-    import torch
+    from .backends.torch_cases import array, loss_function, tensor
 
-    scores = torch.from_numpy(x).requires_grad_()
-    losses = torch.nn.functional.binary_cross_entropy_with_logits(
-        scores, torch.from_numpy(t), reduction="none"
-    )
+    scores = tensor(x).requires_grad_()
+    losses = loss_function(_losses_case(x))(scores, tensor(t))
     losses.sum().backward()
-    return losses.detach().numpy(), scores.grad.numpy()
+    return array(losses), array(scores.grad)
 
 
-@lru_cache
-def _torch_compiled() -> Any:
-    import torch
+@lru_cache(maxsize=1)  # for the second target it is compiled already
+def _torch_compiled(case: Any, *, by_hand: bool) -> Any:
+    from .backends.torch_compile import elements_by_hand, elements_derived
 
-    torch._dynamo.reset()
-    loss = torch.nn.functional.binary_cross_entropy_with_logits
-
-    def losses(x: Any, t: Any) -> Any:
-        return loss(x, t, reduction="none")
-
-    def gradients(x: Any, t: Any) -> Any:
-        return torch.func.grad(lambda x: losses(x, t).sum())(x)
-
-    return torch.compile(losses, dynamic=False), torch.compile(gradients, dynamic=False)
+    return elements_by_hand(case) if by_hand else elements_derived(case)
 
 
-def _torch_compile(x: Array, t: Array) -> tuple[Array, Array]:
-    import torch
+def _torch_compile(x: Array, t: Array, *, by_hand: bool = True) -> tuple[Array, Array]:
+    from .backends.torch_cases import array, tensor
 
-    a, b = torch.from_numpy(x), torch.from_numpy(t)
-    losses, gradients = _torch_compiled()
-    return losses(a, b).numpy(), gradients(a, b).numpy()
+    losses, gradients = _torch_compiled(_losses_case(x), by_hand=by_hand)(tensor(x), tensor(t))
+    return array(losses), array(gradients)
 
 
-def _jax(x: Array, t: Array) -> tuple[Array, Array]:
+def _jax(x: Array, t: Array, *, by_hand: bool = True) -> tuple[Array, Array]:
     import jax
-    import jax.numpy as jnp
 
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_x64", True)  # float32 arrays stay what they are
+    from .backends.jax_jit import configure, elements_by_hand, elements_derived
 
-    def loss(x: Any, t: Any) -> Any:
-        return -t * jax.nn.log_sigmoid(x) - (1 - t) * jax.nn.log_sigmoid(-x)
-
-    def total(x: Any, t: Any) -> Any:
-        return loss(x, t).sum()
-
-    a, b = jnp.asarray(x), jnp.asarray(t)
-    return np.asarray(jax.jit(loss)(a, b)), np.asarray(jax.jit(jax.grad(total))(a, b))
+    configure()
+    losses, gradients = jax.jit(elements_by_hand if by_hand else elements_derived)(x, t)
+    return np.asarray(losses), np.asarray(gradients)
 
 
-def _tensorflow(x: Array, t: Array) -> tuple[Array, Array]:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import tensorflow as tf
+@lru_cache(maxsize=1)
+def _tensorflow_compiled(case: Any, *, xla: bool) -> Any:
+    from .backends.tensorflow_function import elements
 
-    scores = tf.convert_to_tensor(x)
-    with tf.GradientTape() as tape:
-        tape.watch(scores)
-        losses = tf.nn.sigmoid_cross_entropy_with_logits(
-            labels=tf.convert_to_tensor(t), logits=scores
-        )
-    return losses.numpy(), tape.gradient(losses, scores).numpy()
+    return elements(case, jit=xla)
 
 
-@lru_cache
-def _numba_compiled() -> Any:
-    import numba
+def _tensorflow(x: Array, t: Array, *, xla: bool = True) -> tuple[Array, Array]:
+    function = _tensorflow_compiled(_losses_case(x), xla=xla)
+    import tensorflow as tf  # after the backend's module, which sets what the import reads
 
-    @numba.njit
-    def loop(x: Array, t: Array, losses: Array, gradients: Array) -> None:
-        one = x.dtype.type(1)
-        for i in range(x.size):
-            e = np.exp(-abs(x[i]))
-            losses[i] = max(x[i], x.dtype.type(0)) - x[i] * t[i] + np.log1p(e)
-            gradients[i] = one / (one + np.exp(-x[i])) - t[i]
-
-    return loop
+    losses, gradients = function(tf.constant(x), tf.constant(t))
+    return losses.numpy(), gradients.numpy()
 
 
 def _numba(x: Array, t: Array) -> tuple[Array, Array]:
-    losses, gradients = np.empty_like(x), np.empty_like(x)
-    _numba_compiled()(x, t, losses, gradients)
-    return losses, gradients
+    from .backends.numba_loop import elements
+
+    return elements(x, t)
 
 
-def _scikit_learn(x: Array, t: Array) -> tuple[Array, Array]:
-    # What LogisticRegression and gradient boosting minimise; log_loss itself gives the mean alone.
+def _half_binomial(x: Array, t: Array) -> tuple[Array, Array]:
     from sklearn._loss import HalfBinomialLoss
 
     losses, gradients = HalfBinomialLoss().loss_gradient(y_true=t, raw_prediction=x)
@@ -162,14 +141,18 @@ def _scikit_learn(x: Array, t: Array) -> tuple[Array, Array]:
 
 
 def _numpy(x: Array, t: Array) -> tuple[Array, Array]:
-    losses = np.maximum(x, 0) - x * t + np.log(1 + np.exp(-np.abs(x)))
-    return losses, 1 / (1 + np.exp(-x)) - t
+    from .backends.numpy_layer import element_losses, element_slopes
+
+    return element_losses(x, t), element_slopes(x, t)
 
 
-def _numpy_blog(x: Array, t: Array) -> tuple[Array, Array]:
-    # The class-weighted layer with weight 1.
-    losses = (1 - t) * x + np.log(1 + np.exp(-x))
-    return losses, 1 / (1 + np.exp(-x)) - t
+def _numpy_blog(x: Array, t: Array, *, pos_weight: float | None = None) -> tuple[Array, Array]:
+    from .backends.numpy_blog import BlogLayer
+
+    layer = BlogLayer(pos_weight)
+    losses = layer.losses(x, t)
+    assert layer.diff is not None
+    return losses, layer.diff
 
 
 def _caffe(x: Array, t: Array) -> tuple[Array, Array]:
@@ -181,16 +164,39 @@ def _caffe(x: Array, t: Array) -> tuple[Array, Array]:
 
 OURS = "sigmoid_ce"
 CAFFE = "Caffe's formula"
+# The first form of each backend, others that are tried beside it, and formulas that nothing times
+# as they are here.
 SYSTEMS = [
     System(OURS, "sigmoid_ce", _ours),
     System("PyTorch", "torch", _pytorch),
-    System("torch.compile", "torch", _torch_compile, slow_start=True),
-    System("JAX", "jax", _jax),
-    System("TensorFlow", "tensorflow", _tensorflow),
+    System("torch.compile", "torch", _torch_compile, "gradient by hand", slow_start=True),
+    System(
+        "torch.compile, func.grad",
+        "torch",
+        partial(_torch_compile, by_hand=False),
+        slow_start=True,
+        backend="torch.compile",
+    ),
+    System("JAX", "jax", _jax, "gradient by hand"),
+    System("JAX, softplus", "jax", partial(_jax, by_hand=False), "value_and_grad", backend="JAX"),
+    System("TensorFlow", "tensorflow", _tensorflow, "XLA"),
+    System(
+        "TensorFlow, no XLA", "tensorflow", partial(_tensorflow, xla=False), backend="TensorFlow"
+    ),
     System("Numba", "numba", _numba),
-    System("scikit-learn", "sklearn", _scikit_learn, "HalfBinomialLoss"),
+    # What LogisticRegression and gradient boosting minimise; log_loss, which is timed, has the mean
+    # alone.
+    System("HalfBinomialLoss", "sklearn", _half_binomial, backend="scikit-learn"),
     System("NumPy", "numpy", _numpy),
-    System("NumPy (blog)", "numpy", _numpy_blog, "log(1 + exp(-x))"),
+    System("NumPy (blog)", "numpy", _numpy_blog),
+    # With a weight of 1 the class-weighted layer is the plain loss, but not by a stable formula.
+    System(
+        "NumPy (blog, class-weighted)",
+        "numpy",
+        partial(_numpy_blog, pos_weight=1.0),
+        "log(1 + exp(-x))",
+        backend="NumPy (blog)",
+    ),
     System(CAFFE, "numpy", _caffe, "the built-in layer's, in NumPy"),
 ]
 
@@ -352,7 +358,11 @@ def report(
     entries: list[dict[str, Any]] = []
     by_name = {system.name: system for system in SYSTEMS}
     chosen = [name for name in PEERS if backends is None or name in backends]
-    others = [name for name in by_name if name in chosen or name not in PEERS]
+    others = [
+        name
+        for name, system in by_name.items()
+        if (system.backend or name) in chosen or (system.backend or name) not in PEERS
+    ]
     for name in [*others, *(name for name in chosen if name not in by_name)]:
         show(f"accuracy: {name}")
         system = by_name.get(name)
@@ -387,7 +397,7 @@ def report(
                     elif backend is not None:
                         mean = _backend_mean(backend, case, x, t, data.gradient)
                         found["mean_error"] = mean_error(mean, right, x.size)
-                    else:
+                    elif not system.backend:  # whose mean is listed with it
                         mean = _own_mean(system)(x, t)
                         found["mean_error"] = mean_error(mean, right, x.size)
             except Exception as error:  # as above
@@ -435,8 +445,8 @@ def _there(module: str) -> bool:
 
 
 def _version(system: System) -> str:
-    if system.module == "tensorflow":
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if system.module == "tensorflow":  # which sets what the import reads
+        import_module(".backends.tensorflow_function", __package__)
     version = f"{system.module} {import_module(system.module).__version__}"
     return f"{version}, {system.about}" if system.about else version
 

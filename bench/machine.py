@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
@@ -40,12 +41,31 @@ def restrict_to_cpus(threads: int) -> list[int]:
 
 def last_level_cache_bytes(cpu: int = 0) -> int | None:
     """Size of the largest cache that `cpu` uses, in bytes. None: unknown here."""
-    sizes = []
-    for entry in _CPU_FOLDER.glob(f"cpu{cpu}/cache/index*/size"):
-        match = re.fullmatch(r"(\d+)([KMG]?)", _read(entry))
+    return max((size for _, size in _caches(cpu)), default=None)
+
+
+def level2_cache_bytes(cpu: int = 0) -> int | None:
+    """Size of the second-level cache that `cpu` uses, in bytes. None: unknown here, or none."""
+    return max((size for level, size in _caches(cpu) if level == "2"), default=None)
+
+
+def _caches(cpu: int) -> Iterator[tuple[str, int]]:
+    """Level and bytes of each cache of a CPU."""
+    for folder in _CPU_FOLDER.glob(f"cpu{cpu}/cache/index*"):
+        match = re.fullmatch(r"(\d+)([KMG]?)", _read(folder / "size"))
         if match:
-            sizes.append(int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]])
-    return max(sizes, default=None)
+            size = int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
+            yield _read(folder / "level"), size
+
+
+def gpus() -> list[str]:
+    """The names of NVIDIA GPUs, as their driver tells them."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
 
 
 def facts(cpus: list[int]) -> dict[str, object]:
@@ -56,6 +76,7 @@ def facts(cpus: list[int]) -> dict[str, object]:
         "cpus_online": os.cpu_count(),
         "cpus_used": cpus,
         "last_level_cache_bytes": last_level_cache_bytes(cpus[0]),
+        "level2_cache_bytes": level2_cache_bytes(cpus[0]),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "transparent_hugepages": _selected(
             _read(Path("/sys/kernel/mm/transparent_hugepage/enabled"))
@@ -63,6 +84,7 @@ def facts(cpus: list[int]) -> dict[str, object]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "load_before": load(),
+        "gpus": gpus(),
     }
 
 

@@ -18,8 +18,8 @@ from .backends.base import Backend, Form, Tolerance, Unsupported
 from .backends.ours import settings
 from .data import Data, DtypeUnavailable, Reference
 from .limits import Limits, LimitsUnavailable
+from .machine import level2_cache_bytes
 from .plan import (
-    CACHE_ELEMENTS,
     OURS,
     PROFILES,
     Case,
@@ -28,6 +28,7 @@ from .plan import (
     Option,
     Variant,
     Work,
+    cache_elements,
     of_variant,
     targets_kind,
 )
@@ -45,6 +46,9 @@ _CALIBRATIONS = 3
 # A call of so many times what a measurement needs is taken for what it is: no interruption makes
 # it look as if one call were enough.
 _CERTAIN = 10
+# A first call of so many times what a profile allows is too slow without a second one: neither page
+# faults nor starting threads, nor sending the result to this process, take most of it.
+_HOPELESS = 4
 # Rounds of the trial that picks a backend's fastest form.
 _TRIAL_ROUNDS = 5
 # Elements that are checked at a time, so that the temporaries stay in the cache.
@@ -70,7 +74,7 @@ class Entry:
     problem: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
     failed: bool = False  # it should have worked here
-    call_seconds: float = 0.0  # of the call that was checked; 0: not known, or it compiled
+    call_seconds: float = 0.0  # of a call that was timed; 0: none was yet
     # Makes so many calls; returns the seconds they took.
     time: Callable[[int], float] | None = None
     context: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -115,10 +119,11 @@ def measure_group(
         (data,) = datas
         entries += _limit_entries(group, data, limits)
         # Arithmetic has its limit too: the rate where no memory is waited for.
-        elements = min(CACHE_ELEMENTS, data.case.elements)
+        level2 = level2_cache_bytes()
         for variant in group.variants:
             if variant.threads or variant.option is not Option.NONE:
                 continue
+            elements = min(cache_elements(data.case, variant, level2), data.case.elements)
             entry = _ours_entry(ours, variant, datas, elements, 1)
             entry.name = cache_entry(variant)
             entry.elements *= threads
@@ -182,12 +187,18 @@ def _listing_failure(entry: Entry) -> Iterator[None]:
 
 
 def limit_names(group: Group, variant: Variant) -> list[str]:
-    """The limits that hold for a variant; of several, the best one counts."""
+    """The limits that hold for a variant; of several, the best one counts.
+
+    With uint8 targets there is none of work that writes: its loop reads two arrays as wide as the
+    one that it writes, which are 12 bytes per element where 9 move.
+    """
     if not group.limits or variant.option is not Option.NONE:
         return []
+    narrow = targets_kind(group.case, variant) == "uint8"
     if group.case.work is Work.FORWARD:
-        more = ", uint8 targets" if targets_kind(group.case, variant) == "uint8" else ""
-        return ["read limit" + more]
+        return ["read limit" + (", uint8 targets" if narrow else "")]
+    if narrow:
+        return []
     return ["write limit, ordinary stores", "write limit, streaming stores"]
 
 
@@ -304,6 +315,7 @@ class _Way:
     label: str
     forms: list[Form]
     time: Callable[[int], float] = field(init=False)
+    call_seconds: float = 0.0  # of a call that was timed; 0: none was yet
 
     def __post_init__(self) -> None:
         timers = [_timer(form) for form in self.forms]
@@ -343,7 +355,6 @@ def _prepare(
     if not all_forms:
         del ways[1:]
     listed: dict[str, dict[str, float]] = {way.label: {} for way in ways}
-    way_seconds: dict[str, float] = {}
     fast = []
     for way in ways:
         first = 0.0
@@ -365,12 +376,13 @@ def _prepare(
             del result
         if backend.compiles:
             listed[way.label]["first_call_seconds"] = first
-        else:
-            way_seconds[way.label] = first
         if first > call_seconds:
-            second = way.time(1) if backend.compiles else first
-            if second > call_seconds:
-                listed[way.label]["call_seconds"] = second
+            # The first may have compiled, have had the pages of its arrays mapped, or have sent
+            # its result here from another process.
+            hopeless = not backend.compiles and first > _HOPELESS * call_seconds
+            way.call_seconds = first if hopeless else way.time(1)
+            if way.call_seconds > call_seconds:
+                listed[way.label]["call_seconds"] = way.call_seconds
                 continue
         fast.append(way)
     entry.details["forms"] = listed
@@ -381,16 +393,26 @@ def _prepare(
         )
         return
     if len(fast) > 1:
-        trials = [Entry(way.label, elements, time=way.time, context=entry.context) for way in fast]
+        trials = [
+            Entry(
+                way.label,
+                elements,
+                time=way.time,
+                context=entry.context,
+                call_seconds=way.call_seconds,
+            )
+            for way in fast
+        ]
         measure_rounds(trials, _TRIAL_ROUNDS)
-        for trial in trials:
+        for way, trial in zip(fast, trials, strict=True):
             if trial.problem is not None:
                 raise RuntimeError(f"{trial.name}: {trial.problem}")
-            listed[trial.name]["trial_seconds"] = min(trial.seconds)
+            way.call_seconds = min(trial.seconds)
+            listed[trial.name]["trial_seconds"] = way.call_seconds
         fast.sort(key=lambda way: listed[way.label]["trial_seconds"])
     entry.time = fast[0].time
     entry.details["form"] = fast[0].label
-    entry.call_seconds = way_seconds.get(fast[0].label, 0.0)
+    entry.call_seconds = fast[0].call_seconds
 
 
 def _limit_entries(group: Group, data: Data, limits: Limits | LimitsUnavailable) -> list[Entry]:
@@ -442,7 +464,7 @@ def _timer(form: Form) -> Callable[[int], float]:
 
 
 def _calibrate(entry: Entry, measurement_seconds: float) -> int:
-    """How many calls a measurement makes."""
+    """How many calls a measurement makes. Afterwards the entry knows how long a call takes."""
     assert entry.time is not None
     calls = 1
     if entry.call_seconds >= _CERTAIN * measurement_seconds:
@@ -455,6 +477,7 @@ def _calibrate(entry: Entry, measurement_seconds: float) -> int:
                 more = (entry.time(calls) for _ in range(_CALIBRATIONS - 1))
                 seconds = min(seconds, *more)
             if seconds >= measurement_seconds / 2:
+                entry.call_seconds = seconds / calls
                 return max(1, round(calls * measurement_seconds / seconds))
             missing = measurement_seconds / max(seconds, 1e-9)
             calls = math.ceil(calls * min(max(missing, 2), 100))
@@ -465,7 +488,7 @@ def _measure(entry: Entry, calls: int) -> float:
     assert entry.time is not None
     with entry.context():
         time.sleep(_PAUSE_SECONDS)
-        last = entry.seconds[-1] if entry.seconds else 0.0
+        last = entry.seconds[-1] if entry.seconds else entry.call_seconds
         if last < _NO_WARM_UP_SECONDS:
             entry.time(max(1, math.ceil(calls * _WARM_UP_SHARE)))
         return entry.time(calls) / calls

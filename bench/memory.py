@@ -2,9 +2,10 @@
 
 Each backend is measured in a process of its own, with the kernel's count of resident memory
 (VmRSS before the call, VmHWM after it, reset in between). A call on 1024 elements goes before it,
-which starts threads and loads code. Where a call of another size compiles once more, one call of
-the full size goes before it as well, for a compiler's memory is not the loss's. The result of the
-measured call is kept, and the bytes of its gradient are taken off.
+which starts threads and loads code, and then one of the full size: where that compiles once more, a
+compiler's memory is not the loss's, and the others get the same. What their allocator keeps of it
+goes back to the system. The result of the measured call is kept, and the bytes of its gradient are
+taken off.
 
 The count is in pages, of which the kernel may give 2 MiB at a time, and what the interpreter does
 beside the call is in it: figures are good to RESOLUTION_BYTES.
@@ -12,14 +13,13 @@ beside the call is in it: figures are good to RESOLUTION_BYTES.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import json
 import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,14 +122,14 @@ def extra_bytes(backend: Any, case: Any) -> int:
     backend.begin(case)
     form = backend.forms(case, data.scores, data.targets("hard"), data.gradient)[0]
     process = getattr(backend, "process_id", None) or os.getpid()
-    if backend.compiles:
-        form.run()
+    # Asked for its time, another process does not send the result.
+    run = form.run if form.time is None else partial(form.time, 1)
+    run()
     gc.collect()
-    _give_back()
+    backend.give_back_memory()
     reset_peak(process)
     before = _status("VmRSS", process)
-    # Asked for its time, another process does not send the result.
-    result = form.run() if form.time is None else form.time(1)
+    result = run()
     extra = _status("VmHWM", process) - before
     del result
     returned = data.gradient.nbytes if case.gradient is Gradient.FRESH else 0
@@ -148,12 +148,6 @@ def can_reset_peak() -> bool:
 def reset_peak(process: int) -> None:
     """The peak of a process starts anew, from what is resident now."""
     Path(f"/proc/{process}/clear_refs").write_text("5")
-
-
-def _give_back() -> None:
-    """What the C library's allocator keeps for later goes back to the system."""
-    with contextlib.suppress(AttributeError, OSError):  # glibc only
-        ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
 
 
 def _status(key: str, process: int) -> int:

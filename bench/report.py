@@ -388,6 +388,7 @@ def remarks(report: dict[str, Any]) -> list[str]:
     )
     if any(group["reduced"] for group in report["groups"]):
         lines.append("Some sizes are smaller than planned; the aims are not judged there.")
+    lines.append(_about_gpus(machine.get("gpus")))
     load = machine["load_before"]
     if load is not None and load > 0.5:
         lines.append(
@@ -395,6 +396,14 @@ def remarks(report: dict[str, Any]) -> list[str]:
         )
     lines += [f"FAILED {failure}" for failure in report["failures"]]
     return lines
+
+
+def _about_gpus(gpus: list[str] | None) -> str:
+    """None: a report of before this was recorded."""
+    here = ""
+    if gpus is not None:
+        here = f" Here: {', '.join(gpus)}." if gpus else " None is here."
+    return f"On a GPU, ours and its peers are measured by `python -m bench.gpu`.{here}"
 
 
 def terminal(report: dict[str, Any]) -> str:

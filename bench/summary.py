@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from . import gpu_summary, plots
+from .plan import PROFILES
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,6 +40,7 @@ _MARKERS = {
 # Columns, where a result has them.
 PEERS = (
     "PyTorch",
+    "PyTorch (trim raised)",
     "torch.compile",
     "JAX",
     "TensorFlow",
@@ -79,7 +82,7 @@ class Results:
 
 
 def read_results(folder: Path) -> Results:
-    """From a folder such as bench/results. Quick runs and runs of some rows do not count."""
+    """From a folder such as bench/results. Quick runs and runs of a part do not count."""
     whole = [result for result in _read(folder) if _is_whole(result)]
     family = [result for result in whole if result.get("profile") == "family"]
     cpu = [result for result in whole if result.get("profile") != "family"]
@@ -101,9 +104,21 @@ def _read(folder: Path) -> list[dict[str, Any]]:
 
 
 def _is_whole(result: dict[str, Any]) -> bool:
+    """Whether all of a profile was measured, to its end, on its sizes and beside its peers.
+
+    What a result of former versions does not say is taken to be so.
+    """
     settings = result["settings"]
-    quick = settings.get("quick") or result.get("profile") == "quick"
-    return not quick and not bool(settings.get("only"))
+    profile = PROFILES[result.get("profile") or "default"]
+    return (
+        result.get("complete", True)
+        and not settings.get("quick")
+        and result.get("profile") != "quick"
+        and not settings.get("only")
+        and (settings.get("max_elements") or math.inf) >= profile.max_elements
+        and settings.get("backends") is None
+        and settings.get("figures", True)
+    )
 
 
 # ---- The table of speed ----

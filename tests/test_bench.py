@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +20,13 @@ import pytest
 
 import bench.__main__
 import bench.backends
-from bench import plan, summary
+from bench import compare, machine, measure, plan, summary
 from bench.backends.base import Form
 from bench.backends.numpy_layer import NumpyLayer
 from bench.backends.ours import Ours
 from bench.data import Data, aligned_empty
 from bench.limits import Limits, LimitsUnavailable
-from bench.measure import Entry, measure_group, measure_rounds, not_measured
+from bench.measure import Entry, limit_names, measure_group, measure_rounds, not_measured
 from bench.plan import (
     AVX2,
     LIMIT,
@@ -40,7 +41,7 @@ from bench.plan import (
     Shape,
     Work,
 )
-from bench.report import SCHEMA, row_reports, spread
+from bench.report import SCHEMA, row_reports, spread, terminal
 
 _ROOT = Path(__file__).parents[1]
 _NO_LIMITS = LimitsUnavailable("not needed here")
@@ -123,6 +124,12 @@ def test_facts_of_the_machine(run: tuple[dict[str, Any], str, str]) -> None:
     assert len(report["machine"]["cpus_used"]) == report["settings"]["threads"] == 1
     assert report["ours"]["version"]
     assert report["backends"]["NumPy"]["version"] == f"numpy {np.__version__}"
+    assert report["complete"]
+    settings = report["settings"]
+    assert (settings["max_elements"], settings["backends"]) == (4096, ["NumPy"])
+    assert settings["figures"] is False
+    assert isinstance(report["machine"]["gpus"], list)
+    assert "measured by `python -m bench.gpu`" in run[2]
 
 
 # ---- Wrong results ----
@@ -209,23 +216,31 @@ def test_missing_peer_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- Rounds and figures ----
 
 
-def test_rounds_alternate() -> None:
+@pytest.mark.parametrize(
+    ("length", "calibrating", "first_round"),
+    [
+        # One call that long is certainly enough, and none goes before it to warm up.
+        (1.0, "abc", "abc"),
+        # An interruption may have made it that long: three times. It needs no warm-up either.
+        (0.05, "aaabbbccc", "abc"),
+        (0.015, "aaabbbccc", "aabbcc"),
+    ],
+)
+def test_rounds_alternate(length: float, calibrating: str, first_round: str) -> None:
     order = []
 
     def entry(name: str) -> Entry:
         def seconds(calls: int) -> float:
             order.append(name)
-            return 1.0  # long enough: one call is a measurement, and needs no warm-up
+            return length  # so that one call is a measurement
 
         return Entry(name, 1, time=seconds)
 
     entries = [entry(name) for name in "abc"]
     measure_rounds(entries, 3)
-    # One call that long is certainly enough.
-    calibration, rounds = order[:3], order[3:]
-    assert calibration == list("abc")
-    # The first round warms up: nothing is known about the time yet.
-    assert rounds == list("aabbcc" + "cba" + "abc")
+    warmed_up = len(first_round) > 3
+    others = "ccbbaa" + "aabbcc" if warmed_up else "cba" + "abc"
+    assert order == list(calibrating + first_round + others)
     assert all(len(e.seconds) == 3 for e in entries)
 
 
@@ -399,6 +414,60 @@ def test_too_slow_is_listed(compiling: bool) -> None:
     assert ("took 2 s" in problem) == compiling
 
 
+class _SlowAtFirst(NumpyLayer):
+    """Its first call seems to take `first` seconds, the others what `later` says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, first: float, later: float) -> None:
+        super().__init__(1)
+        self.first, self.later = first, later
+        self.runs: list[int] = []
+        self.ahead = 0.0
+        monkeypatch.setattr(measure, "perf_counter", lambda: time.perf_counter() + self.ahead)
+
+    def forms(self, *arguments: Any) -> list[Form]:
+        (form,) = super().forms(*arguments)
+
+        def run() -> Any:
+            self.runs.append(0)
+            self.ahead += self.first
+            return form.run()
+
+        def timed(calls: int) -> float:
+            self.runs.append(calls)
+            return self.later * calls
+
+        return [Form(form.label, run, form.unpack, timed)]
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "slow", "calls"),
+    [
+        (150, 0.001, False, 8),  # page faults, or a gradient sent here: the second call decides
+        (150, 101.0, True, None),
+        (500, 0.001, True, None),  # beyond hope: no second call
+    ],
+)
+def test_a_second_call_decides_what_is_too_slow(
+    monkeypatch: pytest.MonkeyPatch, first: float, later: float, slow: bool, calls: int | None
+) -> None:
+    peer = _SlowAtFirst(monkeypatch, first, later)
+    group = Group(_CASE, (Row(OURS),), limits=False)
+    entry = measure_group(group, Ours(1), {"peer": peer}, _NO_LIMITS, rounds=1, call_seconds=100)
+    assert ("too slow" in (entry["peer"].problem or "")) == slow
+    assert entry["peer"].details.get("calls_per_round") == calls
+    if slow:
+        assert peer.runs == ([0] if first > 400 else [0, 1])
+
+
+def test_first_call_does_not_say_how_many_make_a_measurement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    peer = _SlowAtFirst(monkeypatch, first=1.0, later=0.001)
+    group = Group(_CASE, (Row(OURS),), limits=False)
+    entry = measure_group(group, Ours(1), {"peer": peer}, _NO_LIMITS, rounds=1)["peer"]
+    assert entry.details["calls_per_round"] == 8
+
+
 def test_several_arrays_are_one_entry() -> None:
     shape = Shape("maps", ((1, 1, 3, 5), (1, 1, 4, 7)))
     case = Case(Work.BOTH, "float32", shape.elements, Gradient.FRESH, shape=shape)
@@ -433,6 +502,36 @@ def test_aims_name_what_is_measured() -> None:
 def test_row_names() -> None:
     case = Case(Work.BOTH, "float64", 3 * 2**20, Gradient.FRESH)
     assert plan.row_name(case, AVX2) == "forward + backward fresh float64 3145728, avx2"
+
+
+def test_data_in_cache_fill_most_of_it() -> None:
+    forward, both = (
+        Case(work, "float32", 2**24, gradient)
+        for work, gradient in ((Work.FORWARD, Gradient.NONE), (Work.BOTH, Gradient.REUSED))
+    )
+    for mebibyte in (2**20, None):  # which is also what is assumed
+        assert plan.cache_elements(forward, OURS, mebibyte) == 2**16
+        assert plan.cache_elements(both, OURS, mebibyte) == 2**16
+        assert plan.cache_elements(replace(both, dtype="float64"), OURS, mebibyte) == 2**15
+    assert plan.cache_elements(both, OURS, 2**18) == 2**14
+    level2 = machine.level2_cache_bytes()
+    assert level2 is None or level2 <= (machine.last_level_cache_bytes() or 0)
+    group = Group(replace(forward, elements=2**18), (Row(OURS),))
+    entries = measure_group(group, Ours(2), {}, _NO_LIMITS, rounds=1)
+    elements = min(2**18, plan.cache_elements(forward, OURS, level2))
+    assert entries["ours in cache"].elements == 2 * elements
+
+
+def test_work_that_writes_has_no_limit_with_uint8_targets() -> None:
+    both = Group(Case(Work.BOTH, "float32", 2**12, Gradient.REUSED), (Row(OURS), Row(UINT8)))
+    assert len(limit_names(both, OURS)) == 2
+    assert limit_names(both, UINT8) == []
+    forward = Group(Case(Work.FORWARD, "float32", 2**12), (Row(OURS), Row(UINT8)))
+    assert limit_names(forward, UINT8) == ["read limit, uint8 targets"]
+    entries = measure_group(both, Ours(1), {}, _NO_LIMITS, rounds=1)
+    _, narrow = row_reports(both, entries)
+    assert narrow["of_the_limit"] is narrow["limit"] is None
+    assert narrow["seconds"] is not None
 
 
 # ---- Data and limits ----
@@ -480,6 +579,44 @@ def test_readme_table_is_that_of_a_result() -> None:
     assert all(summary.insert(readme, table + "x") != readme for table in tables)
 
 
+# ---- The file, while it runs ----
+
+_INTERRUPTED_RUN = """
+import sys
+import bench.__main__, bench.measure
+whole = bench.measure.measure_group
+calls = []
+def until_the_third(*arguments, **options):
+    calls.append(1)
+    if len(calls) == 3:
+        raise KeyboardInterrupt
+    return whole(*arguments, **options)
+bench.measure.measure_group = until_the_third
+sys.exit(bench.__main__.main(sys.argv[1:]))
+"""
+
+
+def test_what_was_measured_before_an_interruption_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    arguments = "--quick --max-elements 1024 --rounds 1 --threads 1 --backends NumPy".split()
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED_RUN, *arguments, "--json", str(path)],
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 130, done.stderr
+    assert f"Interrupted. {path} has what was measured before." in done.stderr
+    report = json.loads(path.read_text())
+    assert len(report["groups"]) == 2
+    assert report["complete"] is False
+    assert not summary._is_whole(report | {"profile": "default"})
+    assert terminal(report)
+    assert compare.compare(compare.read(path), report)["rows"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
 # ---- sigmoid-ce bench ----
 
 
@@ -516,6 +653,8 @@ def test_installed_bench_lists_and_helps(tmp_path: Path) -> None:
     done = _sigmoid_ce_bench(tmp_path, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("usage: sigmoid-ce bench")
+    rounds = ", ".join(f"{name}: {one.rounds}" for name, one in plan.PROFILES.items())
+    assert f"at most ({rounds})" in " ".join(done.stdout.split())
     done = _sigmoid_ce_bench(tmp_path, "--only", "no such row")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1

@@ -19,10 +19,13 @@ import pytest
 
 import bench.__main__
 from bench import accuracy, compare, memory, scaling
+from bench.backends import PEERS, Missing, load
 from bench.backends.base import Form
 from bench.backends.numpy_layer import NumpyLayer
 from bench.children import NOT_QUICK, ChildFailed, run_child
+from bench.data import aligned_empty
 from bench.plan import Case, Gradient, Work
+from conftest import missing
 from sigmoid_ce import reference
 
 # ---- Accuracy ----
@@ -61,6 +64,54 @@ def test_ours_is_within_its_bound_and_caffes_formula_is_not() -> None:
         assert max(theirs[key].values()) > 2**22
     assert len(ours["curve"]["score"]) == accuracy.BINS
     assert ours["curve"]["score"][0] == -accuracy.LARGEST_SCORE + 1
+
+
+def _system(name: str) -> accuracy.System:
+    return next(system for system in accuracy.SYSTEMS if system.name == name)
+
+
+@pytest.mark.filterwarnings("default")  # peers warn of what they will change
+@pytest.mark.parametrize(
+    "name", ["PyTorch", "torch.compile", "JAX", "TensorFlow", "Numba", "NumPy"]
+)
+def test_accuracy_judges_what_is_timed(name: str) -> None:
+    """Losses bit for bit; gradients of a mean over 2^10 up to the compiler's roundings."""
+    backend = load(name, 1)
+    if isinstance(backend, Missing):
+        missing(f"{name} ({backend.reason})")
+    else:
+        x = aligned_empty(2**10, np.float32)
+        t, out = np.empty_like(x), np.empty_like(x)
+        x[:] = np.linspace(-80, 80, x.size)
+        t[:] = np.arange(x.size) % 3 == 0
+        with np.errstate(over="ignore"):
+            losses, gradients = _system(name).function(x, t)
+            for work, found, factor in (
+                (Work.ELEMENTWISE, losses, 1),
+                (Work.BACKWARD, gradients, x.size),
+            ):
+                case = Case(work, "float32", x.size, Gradient.FRESH)
+                backend.begin(case)
+                form = backend.forms(case, x, t, out)[0]
+                timed = form.unpack(form.run())[1]
+                assert timed is not None
+                # Products with a power of two are exact, but for what is subnormal then.
+                np.testing.assert_allclose(timed * factor, found, rtol=3e-7, atol=1e-34)
+
+
+def test_stable_and_unstable_formula_of_the_blogs() -> None:
+    x = np.linspace(-110, 110, 1001, dtype=np.float32)
+    stable, weighted = (
+        accuracy.measure(_system(name).function, x)["loss_ulp"]
+        for name in ("NumPy (blog)", "NumPy (blog, class-weighted)")
+    )
+    assert all(math.isfinite(float(value)) for value in stable.values())
+    assert "inf" in weighted.values()
+    # What is no backend's first form is no backend's name.
+    first = {system.name for system in accuracy.SYSTEMS if system.name in PEERS}
+    others = {system.name: system.backend for system in accuracy.SYSTEMS if system.backend}
+    assert not first & set(others)
+    assert set(others.values()) <= set(PEERS)
 
 
 def test_errors_fall_into_the_bins_of_their_scores() -> None:
@@ -193,6 +244,29 @@ def test_extra_bytes(extra: int, gradient: Gradient) -> None:
     work = Work.FORWARD if gradient is Gradient.NONE else Work.BOTH
     found = memory.extra_bytes(_Greedy(extra), Case(work, "float32", 2**22, gradient))
     assert abs(found - extra) <= memory.RESOLUTION_BYTES
+
+
+@pytest.mark.skipif(not memory.can_reset_peak(), reason="no clear_refs in /proc")
+@pytest.mark.parametrize("compiling", [False, True])
+def test_every_backend_has_had_a_call_of_the_full_size(compiling: bool) -> None:
+    class Workspace(_Greedy):
+        """Keeps what its first call of the full size took, as compilers do."""
+
+        compiles = compiling
+        kept: np.ndarray | None = None
+
+        def forms(self, case: Case, scores: np.ndarray, *arrays: Any) -> list[Form]:
+            (form,) = super().forms(case, scores, *arrays)
+
+            def run() -> Any:
+                if self.kept is None and scores.size > 2**10:
+                    self.kept = np.ones(2**25, np.uint8)
+                return form.run()
+
+            return [Form("workspace", run, form.unpack)]
+
+    case = Case(Work.FORWARD, "float32", 2**20)
+    assert memory.extra_bytes(Workspace(0), case) <= memory.RESOLUTION_BYTES
 
 
 @pytest.mark.skipif(not memory.can_reset_peak(), reason="no clear_refs in /proc")

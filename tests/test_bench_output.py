@@ -417,6 +417,33 @@ def test_newest_whole_result_counts(tmp_path: Path) -> None:
     assert summary.read_results(tmp_path / "none") == summary.Results(*[None] * 5)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"complete": False},
+        {"settings": {"max_elements": 2**20}},
+        {"settings": {"backends": ["NumPy"]}},
+        {"settings": {"figures": False}},
+    ],
+)
+def test_results_of_a_part_do_not_count(change: dict[str, Any]) -> None:
+    whole = {"max_elements": 2**26, "backends": None, "figures": True}
+    report = _report() | {"complete": True}
+    report["settings"] = report["settings"] | whole
+    assert summary._is_whole(report)
+    report |= change | {"settings": report["settings"] | change.get("settings", {})}
+    assert not summary._is_whole(report)
+
+
+def test_the_report_names_the_gpu() -> None:
+    report = _report()
+    assert "measured by `python -m bench.gpu`.\n" in terminal(report) + "\n"
+    report["machine"]["gpus"] = []
+    assert "`python -m bench.gpu`. None is here." in markdown(report)
+    report["machine"]["gpus"] = ["NVIDIA H200"]
+    assert "`python -m bench.gpu`. Here: NVIDIA H200." in terminal(report)
+
+
 def test_insert_needs_its_markers() -> None:
     text = f"a\n{summary.BEGIN}\nformer\n{summary.END}\nb\n"
     inserted = summary.insert(text, "| new |")

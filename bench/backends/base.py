@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,6 +98,11 @@ class Backend(ABC):
 
     def begin(self, case: Case) -> None:  # noqa: B027 - most have nothing to do
         """Called before the forms of a case are asked for, once, however many arrays it has."""
+
+    def give_back_memory(self) -> None:
+        """What the C library's allocator keeps for later calls goes back to the system."""
+        with contextlib.suppress(AttributeError, OSError):  # glibc only
+            ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
 
 
 # Of each dtype, the distance from 1 to the next number, and the smallest number above 0.

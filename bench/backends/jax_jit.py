@@ -27,8 +27,7 @@ class JaxJit(Backend):
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads)
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_enable_x64", True)  # float32 arrays stay what they are
+        configure()
 
     @property
     def version(self) -> str:
@@ -104,6 +103,11 @@ class JaxJit(Backend):
         return usual_tolerance(case)
 
 
+def configure() -> None:
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_x64", True)  # float32 arrays stay what they are
+
+
 def _taken(array: np.ndarray) -> jax.Array:
     """Without a copy, but for bfloat16, which NumPy does not hand over."""
     if array.dtype.name == "bfloat16":
@@ -117,6 +121,26 @@ def _losses(x: jax.Array, t: jax.Array) -> jax.Array:
 
 def _softplus_losses(x: jax.Array, t: jax.Array) -> jax.Array:
     return jax.nn.softplus(x) - x * t
+
+
+def _slopes(x: jax.Array, t: jax.Array) -> jax.Array:
+    return jax.nn.sigmoid(x) - t
+
+
+def elements_by_hand(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Losses and gradients of the elements by the form "gradient by hand". For accuracy.py."""
+    return _losses(x, t), _slopes(x, t)
+
+
+def elements_derived(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """By the form "value_and_grad of softplus", here of the sum instead of the mean."""
+
+    def total(x: jax.Array) -> Any:
+        losses = _softplus_losses(x, t)
+        return losses.sum(), losses
+
+    (_, losses), slopes = jax.value_and_grad(total, has_aux=True)(x)
+    return losses, slopes
 
 
 def _elements(
@@ -141,15 +165,16 @@ def _mean(
 
 def _gradient(case: Case, x: jax.Array, t: jax.Array, *weight: jax.Array) -> jax.Array:
     """By hand."""
-    s, scale = jax.nn.sigmoid(x), 1.0 / x.size
+    scale = 1.0 / x.size
+    if case.option in (Option.NONE, Option.UINT8):
+        return _slopes(x, t.astype(x.dtype)) * scale
+    s = jax.nn.sigmoid(x)
     if case.option is Option.POS_WEIGHT:
         return ((1 + (POS_WEIGHT - 1) * t) * s - POS_WEIGHT * t) * scale
     if case.option is Option.IGNORE:
         mask = _mask(x, t)
         return (s - t) * mask / jnp.sum(mask)
-    if case.option is Option.WEIGHT:
-        return (s - t) * weight[0] * scale
-    return (s - t.astype(x.dtype)) * scale
+    return (s - t) * weight[0] * scale
 
 
 def _mask(x: jax.Array, t: jax.Array) -> jax.Array:

@@ -21,7 +21,8 @@ class BlogLayer:
         self.pos_weight = pos_weight
         self.diff: np.ndarray | None = None
 
-    def forward(self, x: np.ndarray, t: np.ndarray) -> Any:
+    def losses(self, x: np.ndarray, t: np.ndarray) -> Any:
+        """Of the elements; their gradients are in `diff` then."""
         if self.pos_weight is None:
             losses = np.maximum(x, 0) - x * t + np.log(1 + np.exp(-np.abs(x)))
             self.diff = 1 / (1 + np.exp(-x)) - t
@@ -29,7 +30,10 @@ class BlogLayer:
             factor = self.pos_weight
             losses = (1 - t) * x + (1 + (factor - 1) * t) * np.log(1 + np.exp(-x))
             self.diff = ((factor - 1) * t + 1) * (1 / (1 + np.exp(-x))) - factor * t
-        return np.sum(losses) / x.size
+        return losses
+
+    def forward(self, x: np.ndarray, t: np.ndarray) -> Any:
+        return np.sum(self.losses(x, t)) / x.size
 
     def backward(self, out: np.ndarray) -> np.ndarray:
         assert self.diff is not None

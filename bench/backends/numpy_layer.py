@@ -10,6 +10,23 @@ from ..plan import IGNORED_TARGET, POS_WEIGHT, Case, Gradient, Option, Work
 from .base import Backend, Form, Tolerance, no_family, no_halves, usual_tolerance
 
 
+def element_losses(x: np.ndarray, t: np.ndarray) -> Any:
+    return np.maximum(x, 0) - x * t + _soft(x)
+
+
+def element_slopes(x: np.ndarray, t: np.ndarray, out: np.ndarray | None = None) -> Any:
+    """The gradient of the sum."""
+    return np.subtract(_sigmoid(x), t, out=out)
+
+
+def _soft(x: np.ndarray) -> Any:
+    return np.log(1 + np.exp(-np.abs(x)))
+
+
+def _sigmoid(x: np.ndarray) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
 class NumpyLayer(Backend):
     """max(x, 0) - x t + log(1 + exp(-|x|)), and sigmoid(x) - t. One thread: NumPy has no more."""
 
@@ -32,10 +49,10 @@ class NumpyLayer(Backend):
         reused = case.gradient is Gradient.REUSED
 
         def elementwise() -> Any:
-            soft = np.log(1 + np.exp(-np.abs(x)))
             if option is Option.POS_WEIGHT:
-                return (1 - t) * x + (1 + (POS_WEIGHT - 1) * t) * (soft + np.maximum(-x, 0))
-            losses = np.maximum(x, 0) - x * t + soft
+                factor = 1 + (POS_WEIGHT - 1) * t
+                return (1 - t) * x + factor * (_soft(x) + np.maximum(-x, 0))
+            losses = element_losses(x, t)
             if option is Option.WEIGHT:
                 losses *= weight
             elif option is Option.IGNORE:
@@ -49,12 +66,13 @@ class NumpyLayer(Backend):
             return np.sum(elementwise()) / divisor()
 
         def backward() -> Any:
-            sigmoid = 1 / (1 + np.exp(-x))
-            other = t
+            out = gradient if reused else None
             if option is Option.POS_WEIGHT:
-                sigmoid *= 1 + (POS_WEIGHT - 1) * t
-                other = POS_WEIGHT * t
-            result = np.subtract(sigmoid, other, out=gradient if reused else None)
+                slopes = _sigmoid(x)
+                slopes *= 1 + (POS_WEIGHT - 1) * t
+                result = np.subtract(slopes, POS_WEIGHT * t, out=out)
+            else:
+                result = element_slopes(x, t, out)
             if option is Option.WEIGHT:
                 np.multiply(result, weight, out=result)
             elif option is Option.IGNORE:

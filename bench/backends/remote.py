@@ -79,6 +79,9 @@ class RemoteBackend(Backend):
     def begin(self, case: Case) -> None:
         self._ask("begin", case)
 
+    def give_back_memory(self) -> None:
+        self._ask("give back")
+
     def forms(
         self,
         case: Case,
@@ -300,6 +303,7 @@ class _Worker:
             "run": self.run,
             "time": self.time,
             "tolerance": self.backend.tolerance,
+            "give back": self.backend.give_back_memory,
         }
         try:
             return "value", ways[name](*arguments)

@@ -60,11 +60,8 @@ class TensorFlowFunction(Backend):
 
         else:
 
-            def work(x: Any, *others: Any) -> Any:
-                with tf.GradientTape() as tape:
-                    tape.watch(x)
-                    loss = _value(case, x, *others)
-                slope = tape.gradient(loss, x)
+            def work(*arrays: Any) -> Any:
+                loss, slope = _with_gradient(case, *arrays)
                 return slope if case.work is Work.BACKWARD else (loss, slope)
 
         return [
@@ -75,8 +72,7 @@ class TensorFlowFunction(Backend):
     def _form(
         self, case: Case, label: str, work: Callable[..., Any], arrays: list[Any], *, jit: bool
     ) -> Form:
-        # A function of its own: a form must not find what another one traced.
-        function = tf.function(lambda *arrays: work(*arrays), jit_compile=jit, autograph=False)
+        function = _compiled(work, jit=jit)
 
         def unpack(result: Any) -> tuple[float | None, np.ndarray | None]:
             if case.work is Work.FORWARD:
@@ -92,6 +88,28 @@ class TensorFlowFunction(Backend):
         listed with the figures, and here only more is wrong."""
         usual = usual_tolerance(case)
         return replace(usual, loss=max(usual.loss, 2e-10 * case.elements))
+
+
+def _compiled(work: Callable[..., Any], *, jit: bool) -> Any:
+    # A function of its own: a form must not find what another one traced.
+    return tf.function(lambda *arrays: work(*arrays), jit_compile=jit, autograph=False)
+
+
+def _with_gradient(case: Case, x: Any, *others: Any) -> tuple[Any, Any]:
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = _value(case, x, *others)
+    return value, tape.gradient(value, x)
+
+
+def elements(case: Case, *, jit: bool) -> Callable[..., tuple[Any, Any]]:
+    """Of scores and targets, the losses and gradients of the elements by one of the two forms, for
+    a case that asks for the losses. For accuracy.py."""
+    # Of losses instead of their mean, the tape derives the sum.
+    function: Callable[..., tuple[Any, Any]] = _compiled(
+        lambda *arrays: _with_gradient(case, *arrays), jit=jit
+    )
+    return function
 
 
 def _value(case: Case, x: Any, t: Any, *weight: Any) -> Any:

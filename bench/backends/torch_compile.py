@@ -117,6 +117,35 @@ class TorchCompile(Backend):
         return usual_tolerance(case)
 
 
+# Of the elements: scores and targets to their losses and gradients. For accuracy.py.
+Elements = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def elements_by_hand(case: Case) -> Elements:
+    """The form "gradient by hand", compiled, of a case that asks for the losses of elements."""
+    torch._dynamo.reset()
+    gradient = gradient_by_hand(case, 1)  # the mean of one element: not divided
+    assert gradient is not None
+    loss = loss_function(case)
+    return torch.compile(lambda x, t: (loss(x, t), gradient(x, t)), dynamic=False)
+
+
+def elements_derived(case: Case) -> Elements:
+    """The form "func.grad_and_value", compiled, here of the sum instead of the mean."""
+    torch._dynamo.reset()
+    loss = loss_function(case)
+
+    def total(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        losses = loss(x, t)
+        return losses.sum(), losses
+
+    def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        gradient, (_, losses) = torch.func.grad_and_value(total, has_aux=True)(x, t)
+        return losses, gradient
+
+    return torch.compile(both, dynamic=False)
+
+
 def _autograd(loss: Callable[..., Tensor], x: Tensor, t: Tensor, w: Tensor | None) -> Form:
     """The compiled loss, and autograd from outside: what a training loop does."""
     function = torch.compile(loss, dynamic=False)
