@@ -230,7 +230,7 @@ PROFILES = {
         all_forms=False,
         measurement_seconds=1e-3,
     ),
-    "default": Profile(rounds=7, max_elements=2**26, call_seconds=0.5, seconds=420),
+    "default": Profile(rounds=7, max_elements=2**26, call_seconds=0.5, seconds=440),
     "family": Profile(
         rounds=9,
         max_elements=2**24,
