@@ -143,7 +143,7 @@ def summary(result: dict[str, Any]) -> str:
     return (
         f"{_markdown(lines)}\n\n{machine['cpu']}, {settings['threads']} threads, {in_cache}"
         f"{result['ours']['info']['isa']}, {result['ours']['info']['compiler']}; {versions}; "
-        f"{settings['rounds']} rounds, {result['date'][:10]}."
+        f"up to {settings['rounds']} rounds, {result['date'][:10]}."
     )
 
 
