@@ -3364,7 +3364,6 @@ Status make_plan(Operation operation, const Inputs& inputs,
                                                      call.count, call.total));
     }
   }
-  if (finds_divisor) args.divisor = &args.workspace->divisor;
   if (adds) {
     args.loss = results->loss;
     args.loss_is_float64 = results->loss_dtype == DType::kFloat64;
@@ -3422,6 +3421,7 @@ Status make_plan(Operation operation, const Inputs& inputs,
   if (reinterpret_cast<std::uintptr_t>(workspace) % alignof(Workspace) != 0) {
     return invalid("workspace", "expected an address that is a multiple of 8");
   }
+  if (finds_divisor) args.divisor = &args.workspace->divisor;
   return Status();
 }
 
