@@ -29,6 +29,8 @@ def build_module() -> Path:
         ]
     )
     run([cmake, "--build", str(NATIVE_BUILD), "--target", "_cuda", "--parallel", "2"])
+    # As the programs' own configuration has it: an installation would want all of the module.
+    run([cmake, "-S", str(ROOT), "-B", str(NATIVE_BUILD), "-DSIGMOID_CE_PYTHON=OFF"])
     (module,) = NATIVE_BUILD.glob("_cuda*.so")
     return module
 

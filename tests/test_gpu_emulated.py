@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import emulated
-from conftest import ROOT, missing, tool
+from conftest import NATIVE_BUILD, ROOT, missing, tool
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def gpu_small(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         missing("a C++ compiler")
     program = tmp_path_factory.mktemp("programs") / "gpu_small"
     folders = [ROOT / "cpp", ROOT / "cpp/include", NATIVE, NATIVE / "emulation"]
-    libraries = [emulated.BUILD / f"lib{name}.a" for name in ("sigmoid_ce_cuda", "sigmoid_ce")]
+    libraries = [NATIVE_BUILD / f"lib{name}.a" for name in ("sigmoid_ce_cuda", "sigmoid_ce")]
     command = [str(compiler), "-std=c++14", "-O2", "-Wall", "-Wextra", "-Werror"]
     command += [f"-I{folder}" for folder in folders]
     command += ["-xc++", str(NATIVE / "gpu_small.cu"), "-xnone", *map(str, libraries)]

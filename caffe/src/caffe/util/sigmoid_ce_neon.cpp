@@ -617,8 +617,9 @@ struct Focal {
         e.a, O::set(1e12f));  // finite, and far beyond where R is 0
     V d = O::zero_where_zero(k, a);
     h = O::if_zero(v, s, q);
-    // Of t and not of v: 1 - t is 1 for a tiny t below 0 too.
-    if (!O::all(O::either(O::is_zero(t), O::is_zero(n)))) {
+    // Whether t is 0 or 1. Of t itself and not of k where x >= 0: 1 - t is 1
+    // for a tiny t below 0 too.
+    if (!O::all(O::either(O::is_zero(t), O::is_zero(O::by_sign(e.x, k, v))))) {
       // A hard target among soft ones gets the bits that it gets among hard
       // ones.
       const V log_y = log_01<O>(O::fma(k, e.z, v));
