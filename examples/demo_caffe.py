@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
 import sys
@@ -40,14 +39,11 @@ from scipy.special import expit
 from skimage import data
 from sklearn.metrics import precision_recall_fscore_support
 
-import sigmoid_ce.caffe
-
 ROOT = Path(__file__).resolve().parents[1]
 NET = ROOT / "examples" / "caffe" / "unet.prototxt"
 
 sys.path.insert(0, str(ROOT / "tests"))
 import realcaffe  # noqa: E402
-from realcaffe.cache import digest, digest_of_files, entry, prune  # noqa: E402
 
 BATCH = 6  # batch_size of the prototxt
 EPOCH = 20  # iterations
@@ -134,21 +130,6 @@ def write_data(folder: Path, given: Data) -> None:
         with h5py.File(folder / f"{name}.h5", "w") as file:
             file["image"] = channels_first[:, :1]
             file["target"] = channels_first[:, 1:]
-
-
-def plugin_for(caffe: realcaffe.CaffeBuild) -> Path:
-    """Our layer for this Caffe; built once, in half a minute, and kept in the cache."""
-    overlay = sigmoid_ce.caffe.data_folder()
-    sources = sorted(f for f in overlay.rglob("*") if f.suffix in (".cpp", ".hpp"))
-    builder = Path(sigmoid_ce.caffe.plugin.__file__).read_bytes()
-    parts = (caffe.root.name, digest_of_files(overlay, sources), builder, os.environ.get("CXX"))
-
-    def make(folder: Path) -> None:
-        sigmoid_ce.caffe.build_plugin(caffe.includes, caffe.library, folder / "plugin.so")
-
-    folder = entry(f"demo-plugin-{digest(*parts)}", make)
-    prune("demo-plugin-*", keep=4)
-    return folder / "plugin.so"
 
 
 def losses(log: str) -> list[float]:
@@ -285,7 +266,7 @@ def run(out: Path, iterations: int) -> dict[str, Any]:
     began = time.perf_counter()
     print("Caffe 1.0 and the plugin (built the first time, which takes minutes)", flush=True)
     caffe = realcaffe.stock()
-    plugin = plugin_for(caffe)
+    plugin = realcaffe.plugin(caffe)
     given = read_data()
     share = given.truth[:, : given.truth.shape[1] // 2].mean(axis=(0, 1))
     print(f"  {caffe.binary}\n  {plugin}")

@@ -18,6 +18,7 @@ import sigmoid_ce as sce
 from conftest import ROOT, missing, tool
 from sigmoid_ce.caffe import build_plugin
 from tests import realcaffe
+from tests.realcaffe.layer_plugin import FACTS
 
 NET = """
     name: "n"
@@ -39,21 +40,10 @@ def stock() -> realcaffe.CaffeBuild:
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("plugin")
-
-
-@pytest.fixture(scope="session")
-def plugin(stock: realcaffe.CaffeBuild, folder: Path) -> Path:
+def plugin(stock: realcaffe.CaffeBuild) -> Path:
     """Built by the command, as a user does."""
-    out = folder / "plugin.so"
-    command = [sys.executable, "-m", "sigmoid_ce", "caffe", "plugin"]
-    for include in stock.includes:
-        command += ["--include", str(include)]
-    command += ["--lib", str(stock.library), "-o", str(out), "--json", "-"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
+    out = realcaffe.plugin(stock)
+    facts = json.loads((out.parent / FACTS).read_text())
     assert facts == {"path": str(out), "cpu_only": True}
     return out
 
@@ -91,13 +81,13 @@ PYCAFFE = textwrap.dedent(
 
 
 @pytest.fixture(scope="session")
-def data(folder: Path) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     x = rng.normal(0, 3, (4, 3, 50)).astype(np.float32)
     x[0, 0, 0] = 20  # where the built-in layer's gradient for t = 1 is 0
     t = (rng.random(x.shape) < 0.3).astype(np.float32)
     t[0, 0, 0] = 1
-    path = folder / "data.npz"
+    path = tmp_path_factory.mktemp("plugin") / "data.npz"
     np.savez(path, x=x, t=t)
     return path
 

@@ -78,24 +78,7 @@ def in_tree() -> Any:
 
 def plugin() -> Path:
     """Our plugin for the stock Caffe, compiled where the cache has none. Raises NotAvailable."""
-    caffe = stock()
-    from sigmoid_ce.caffe import build_plugin, data_folder
-
-    def made(realcaffe: Any) -> Path:
-        from tests.realcaffe import cache
-
-        folder = data_folder()
-        files = sorted(path for path in folder.rglob("*") if path.suffix in (".cpp", ".hpp", ".h"))
-        name = cache.digest(caffe.root.name, cache.digest_of_files(folder, files))
-
-        def make(target: Path) -> None:
-            build_plugin(caffe.includes, caffe.library, target / "plugin.so")
-
-        root = cache.entry(f"bench-plugin-{name}", make)
-        cache.prune("bench-plugin-*", keep=4)
-        return root / "plugin.so"
-
-    path: Path = _got(made)
+    path: Path = _got(lambda realcaffe: realcaffe.plugin())
     return path
 
 

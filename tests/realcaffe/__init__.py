@@ -1,6 +1,7 @@
 """A real Caffe for the tests: its sources, builds of it, and ours linked into them.
 
     stock()                     BVLC Caffe 1.0, built once and kept in the cache
+    plugin()                    our plugin for it, made by the installed package's command
     with_overlay(folder)        the same with an overlay's files, in seconds
     build(tree, overlay)        a whole build, for what is marked long
     gtest_program(build, tests)  C++ tests linked with a build
@@ -31,6 +32,7 @@ from .builds import (
 )
 from .cache import BuildError, Missing, cache_root
 from .fetch import bvlc_source, fork_source
+from .layer_plugin import plugin
 
 __all__ = [
     "CPU_TESTS",
@@ -50,6 +52,7 @@ __all__ = [
     "gtest_alone",
     "gtest_program",
     "layer_test",
+    "plugin",
     "run_tests",
     "stock",
     "with_overlay",
