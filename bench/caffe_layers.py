@@ -21,12 +21,12 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from . import machine
+from .backends.base import timer
 from .measure import Entry, WrongResult, measure_rounds
 
 SIZES = (2**20, 2**24)
@@ -139,20 +139,10 @@ def _measure(elements: int, rounds: int) -> dict[str, Any]:
     for name, net in nets.items():
         calls[f"{name}, forward"] = partial(net._forward, 1, 1)
         calls[f"{name}, backward"] = partial(net._backward, 1, 1)
-    entries = [_entry(name, elements, call) for name, call in calls.items()]
+    entries = [Entry(name, elements, time=timer(call)) for name, call in calls.items()]
     measure_rounds(entries, rounds)
     seconds = {entry.name: entry.seconds for entry in entries}
     return {"elements": elements, "seconds": seconds, "loss_errors": errors}
-
-
-def _entry(name: str, elements: int, call: Callable[[], object]) -> Entry:
-    def timed(calls: int) -> float:
-        start = perf_counter()
-        for _ in range(calls):
-            call()
-        return perf_counter() - start
-
-    return Entry(name, elements, time=timed)
 
 
 def _memory(kind: str, elements: int) -> int:

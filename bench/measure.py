@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .backends import Missing
-from .backends.base import Backend, Form, Tolerance, Unsupported
+from .backends.base import Backend, Form, Timer, Tolerance, Unsupported
 from .backends.ours import settings
 from .data import Data, DtypeUnavailable, Reference
 from .limits import Limits, LimitsUnavailable
@@ -35,10 +35,11 @@ from .plan import (
 
 # One measurement repeats its call until it lasts about so long, unless a profile says otherwise.
 _MEASUREMENT_SECONDS = PROFILES["default"].measurement_seconds
-# Calls that warm the caches up last this part of it, unless one call alone takes longer than the
-# second figure: then it drives its own data out of the caches, and one before it would change
-# nothing.
-_WARM_UP_SHARE = 1 / 4
+# So many times the calls of a measurement are made before it: data are in the caches then, and the
+# system has given each thread a CPU of its own, which takes it some ms. But where one call alone
+# takes longer than the second figure, it drives its own data out of the caches, and one before it
+# would change nothing.
+_WARM_UP = 1.5
 _NO_WARM_UP_SECONDS = 20e-3
 # Threads of the entry before, which wait actively for more work, go to sleep meanwhile.
 _PAUSE_SECONDS = 5e-3
@@ -75,8 +76,7 @@ class Entry:
     details: dict[str, Any] = field(default_factory=dict)
     failed: bool = False  # it should have worked here
     call_seconds: float = 0.0  # of a call that was timed; 0: none was yet
-    # Makes so many calls; returns the seconds they took.
-    time: Callable[[int], float] | None = None
+    time: Timer | None = None
     context: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
@@ -314,16 +314,8 @@ class _Way:
 
     label: str
     forms: list[Form]
-    time: Callable[[int], float] = field(init=False)
+    time: Timer
     call_seconds: float = 0.0  # of a call that was timed; 0: none was yet
-
-    def __post_init__(self) -> None:
-        timers = [_timer(form) for form in self.forms]
-        if len(timers) == 1:
-            (self.time,) = timers
-        else:
-            # One after the other, as a loop over images has it.
-            self.time = lambda calls: sum(time_one(1) for _ in range(calls) for time_one in timers)
 
 
 def _prepare(
@@ -351,7 +343,10 @@ def _prepare(
         weight = data.weight_for(case.option)
         arrays += [] if weight is None else [weight]
         found.append(backend.forms(case, *(data.shaped(array[:count]) for array in arrays)))
-    ways = [_Way(forms[0].label, list(forms)) for forms in zip(*found, strict=True)]
+    ways = [
+        _Way(forms[0].label, list(forms), backend.timer(forms))
+        for forms in zip(*found, strict=True)
+    ]
     if not all_forms:
         del ways[1:]
     listed: dict[str, dict[str, float]] = {way.label: {} for way in ways}
@@ -380,7 +375,7 @@ def _prepare(
             # The first may have compiled, have had the pages of its arrays mapped, or have sent
             # its result here from another process.
             hopeless = not backend.compiles and first > _HOPELESS * call_seconds
-            way.call_seconds = first if hopeless else way.time(1)
+            way.call_seconds = first if hopeless else way.time(1, 0)
             if way.call_seconds > call_seconds:
                 listed[way.label]["call_seconds"] = way.call_seconds
                 continue
@@ -441,24 +436,18 @@ def _limit_entries(group: Group, data: Data, limits: Limits | LimitsUnavailable)
 
 def _limit_timer(
     limits: Limits, case: Case, a: np.ndarray, b: np.ndarray, out: np.ndarray, streaming: bool
-) -> Callable[[int], float]:
-    if case.work is Work.FORWARD:
-        return lambda passes: limits.read(a, b, passes)
-    if case.gradient is Gradient.FRESH:
-        return lambda passes: limits.write_fresh(a, b, passes, streaming=streaming)
-    return lambda passes: limits.write(a, b, out, passes, streaming=streaming)
+) -> Timer:
+    def loop(passes: int) -> float:
+        if case.work is Work.FORWARD:
+            return limits.read(a, b, passes)
+        if case.gradient is Gradient.FRESH:
+            return limits.write_fresh(a, b, passes, streaming=streaming)
+        return limits.write(a, b, out, passes, streaming=streaming)
 
-
-def _timer(form: Form) -> Callable[[int], float]:
-    if form.time is not None:
-        return form.time
-    run = form.run
-
-    def timed(calls: int) -> float:
-        start = perf_counter()
-        for _ in range(calls):
-            run()
-        return perf_counter() - start
+    def timed(passes: int, before: int) -> float:
+        if before:
+            loop(before)
+        return loop(passes)
 
     return timed
 
@@ -472,9 +461,9 @@ def _calibrate(entry: Entry, measurement_seconds: float) -> int:
     with entry.context():
         while True:
             # The smallest: an interruption must not make it look as if one call were enough.
-            seconds = entry.time(calls)
+            seconds = entry.time(calls, 0)
             if seconds < _CERTAIN * measurement_seconds:
-                more = (entry.time(calls) for _ in range(_CALIBRATIONS - 1))
+                more = (entry.time(calls, 0) for _ in range(_CALIBRATIONS - 1))
                 seconds = min(seconds, *more)
             if seconds >= measurement_seconds / 2:
                 entry.call_seconds = seconds / calls
@@ -489,9 +478,8 @@ def _measure(entry: Entry, calls: int) -> float:
     with entry.context():
         time.sleep(_PAUSE_SECONDS)
         last = entry.seconds[-1] if entry.seconds else entry.call_seconds
-        if last < _NO_WARM_UP_SECONDS:
-            entry.time(max(1, math.ceil(calls * _WARM_UP_SHARE)))
-        return entry.time(calls) / calls
+        before = int(_WARM_UP * calls) if last < _NO_WARM_UP_SECONDS else 0
+        return entry.time(calls, before) / calls
 
 
 @contextmanager

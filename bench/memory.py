@@ -19,7 +19,6 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,15 +122,14 @@ def extra_bytes(backend: Any, case: Any) -> int:
     form = backend.forms(case, data.scores, data.targets("hard"), data.gradient)[0]
     process = getattr(backend, "process_id", None) or os.getpid()
     # Asked for its time, another process does not send the result.
-    run = form.run if form.time is None else partial(form.time, 1)
-    run()
+    timed = backend.timer([form])
+    timed(1, 0)
     gc.collect()
     backend.give_back_memory()
     reset_peak(process)
     before = _status("VmRSS", process)
-    result = run()
+    timed(1, 0)
     extra = _status("VmHWM", process) - before
-    del result
     returned = data.gradient.nbytes if case.gradient is Gradient.FRESH else 0
     return max(0, extra - returned)
 

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import pytest
 import bench.__main__
 import bench.backends
 from bench import compare, machine, measure, plan, summary
-from bench.backends.base import Form
+from bench.backends.base import Form, Timer
 from bench.backends.numpy_layer import NumpyLayer
 from bench.backends.ours import Ours
 from bench.data import Data, aligned_empty
@@ -230,8 +230,8 @@ def test_rounds_alternate(length: float, calibrating: str, first_round: str) -> 
     order = []
 
     def entry(name: str) -> Entry:
-        def seconds(calls: int) -> float:
-            order.append(name)
+        def seconds(calls: int, before: int) -> float:
+            order.extend([name] * (before + calls))
             return length  # so that one call is a measurement
 
         return Entry(name, 1, time=seconds)
@@ -400,9 +400,8 @@ def test_too_slow_is_listed(compiling: bool) -> None:
     class Slow(NumpyLayer):
         compiles = compiling
 
-        def forms(self, *arguments: Any) -> list[Form]:
-            (form,) = super().forms(*arguments)
-            return [Form(form.label, form.run, form.unpack, lambda calls: 2.0 * calls)]
+        def timer(self, forms: Sequence[Form]) -> Timer:
+            return lambda calls, before: 2.0 * calls
 
     group = Group(_CASE, (Row(OURS),), limits=False)
     peers = {"slow": Slow(1)}
@@ -433,11 +432,14 @@ class _SlowAtFirst(NumpyLayer):
             self.ahead += self.first
             return form.run()
 
-        def timed(calls: int) -> float:
+        return [Form(form.label, run, form.unpack)]
+
+    def timer(self, forms: Sequence[Form]) -> Timer:
+        def timed(calls: int, before: int) -> float:
             self.runs.append(calls)
             return self.later * calls
 
-        return [Form(form.label, run, form.unpack, timed)]
+        return timed
 
 
 @pytest.mark.parametrize(

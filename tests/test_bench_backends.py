@@ -222,8 +222,10 @@ def test_remote_backend_is_the_same(remote: RemoteNumpy) -> None:
     assert "16 bits" in (run(remote, Case(Work.FORWARD, "float16", SMALL)) or "")
     data = Data(CASE)
     (form,) = remote.forms(CASE, data.scores, data.targets(), data.gradient)
-    assert form.time is not None
-    assert form.time(3) > 0
+    timed = remote.timer([form, form])
+    del form
+    gc.collect()
+    assert timed(3, 2) > 0
 
 
 def test_remote_forms_are_forgotten(remote: RemoteNumpy) -> None:
@@ -263,15 +265,15 @@ def test_death_between_rounds_is_listed(remote: RemoteNumpy) -> None:
     assert process is not None
     killed_in: list[int] = []
 
-    def killed(calls: int) -> float:
+    def killed(calls: int, before: int) -> float:
         if len(killer.seconds) == 1 and killed_in == []:  # in the second round
             killed_in.append(1)
             os.kill(process, signal.SIGKILL)
         return 1.0
 
     killer = Entry("killer", SMALL, time=killed)
-    victim = Entry("victim", SMALL, time=form.time)
-    other = Entry("other", SMALL, time=lambda calls: 1.0)
+    victim = Entry("victim", SMALL, time=remote.timer([form]))
+    other = Entry("other", SMALL, time=lambda calls, before: 1.0)
     measure_rounds([victim, killer, other], 3)
     assert victim.failed
     assert "RemoteError: its process ended" in (victim.problem or "")

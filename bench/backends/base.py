@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -30,14 +31,37 @@ class Form:
     run: makes one complete call, which is what is timed; the result is there when it returns.
     unpack: of what `run` returned, the loss and the gradient (or the losses of the elements, where
         they are the work); None for what is not in the work.
-    time: makes so many calls and returns the seconds they took, where that is not known from
-        outside, as for calls in another process. None: `run` is called in a loop.
     """
 
     label: str
     run: Callable[[], Any]
     unpack: Callable[[Any], tuple[float | None, np.ndarray | None]]
-    time: Callable[[int], float] | None = None
+
+
+# Makes as many calls as the second number says, then as many as the first, and returns the seconds
+# that the latter took.
+Timer = Callable[[int, int], float]
+
+
+def timer(*runs: Callable[[], Any]) -> Timer:
+    """A call of what is timed is one of each, one after the other."""
+
+    def both() -> None:
+        for run in runs:
+            run()
+
+    # A loop over one is not to be in the figures of short calls.
+    call = runs[0] if len(runs) == 1 else both
+
+    def timed(calls: int, before: int) -> float:
+        for _ in range(before):
+            call()
+        start = perf_counter()
+        for _ in range(calls):
+            call()
+        return perf_counter() - start
+
+    return timed
 
 
 @dataclass(frozen=True)
@@ -91,6 +115,10 @@ class Backend(ABC):
 
         Raises Unsupported where there is no way.
         """
+
+    def timer(self, forms: Sequence[Form]) -> Timer:
+        """Of a call of each form, one after the other; they are of one case and several arrays."""
+        return timer(*(form.run for form in forms))
 
     @abstractmethod
     def tolerance(self, case: Case, targets: str) -> Tolerance:

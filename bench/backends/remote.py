@@ -22,17 +22,17 @@ import sys
 import tempfile
 import weakref
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from time import perf_counter
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from ..data import aligned_empty
 from ..plan import Case
-from .base import Backend, Form, NotAvailable, Tolerance, Unsupported
+from .base import Backend, Form, NotAvailable, Timer, Tolerance, Unsupported
 
 _LENGTH = struct.Struct("<Q")
 # What the errors of a process that ended may have to say.
@@ -97,6 +97,18 @@ class RemoteBackend(Backend):
         assert process is not None
         return [_form(process, key, label) for key, label in names]
 
+    def timer(self, forms: Sequence[Form]) -> Timer:
+        # Held on to: the process forgets forms that nobody has.
+        kept = [form for form in forms if isinstance(form, _RemoteForm)]
+        (process,) = {form.process for form in kept}
+
+        def timed(calls: int, before: int) -> float:
+            # One question: having waited for a second one, threads may share a CPU again.
+            seconds: float = process.ask("time", [form.key for form in kept], calls, before)
+            return seconds
+
+        return timed
+
     def tolerance(self, case: Case, targets: str) -> Tolerance:
         tolerance: Tolerance = self._ask("tolerance", case, targets)
         return tolerance
@@ -113,19 +125,20 @@ class RemoteBackend(Backend):
         return self._process.ask(*request)
 
 
-def _form(process: _Process, key: int, label: str) -> Form:
-    """A form that lives in the process, until nobody here knows it any more."""
+@dataclass(frozen=True)
+class _RemoteForm(Form):
+    """A form that lives in the process, until nobody here knows its `run` any more."""
 
+    process: _Process
+    key: int
+
+
+def _form(process: _Process, key: int, label: str) -> _RemoteForm:
     def run() -> Any:
         return process.ask("run", key)
 
-    def timed(calls: int) -> float:
-        seconds: float = process.ask("time", key, calls)
-        return seconds
-
-    form = Form(label, run, lambda result: result, timed)
-    weakref.finalize(timed, process.drop, key)
-    return form
+    weakref.finalize(run, process.drop, key)
+    return _RemoteForm(label, run, lambda result: result, process, key)
 
 
 class _Process:
@@ -283,15 +296,8 @@ class _Worker:
         form = self.forms[key]
         return form.unpack(form.run())
 
-    def time(self, key: int, calls: int) -> float:
-        form = self.forms[key]
-        if form.time is not None:
-            return form.time(calls)
-        run = form.run
-        start = perf_counter()
-        for _ in range(calls):
-            run()
-        return perf_counter() - start
+    def time(self, keys: list[int], calls: int, before: int) -> float:
+        return self.backend.timer([self.forms[key] for key in keys])(calls, before)
 
     def answer(self, dropped: list[int], name: str, *arguments: Any) -> tuple[str, Any]:
         for key in dropped:
