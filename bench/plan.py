@@ -230,7 +230,7 @@ PROFILES = {
         all_forms=False,
         measurement_seconds=1e-3,
     ),
-    "default": Profile(rounds=7, max_elements=2**26, call_seconds=0.5, seconds=440),
+    "default": Profile(rounds=6, max_elements=2**26, call_seconds=0.6, seconds=440),
     "family": Profile(
         rounds=9,
         max_elements=2**24,
@@ -244,7 +244,7 @@ PROFILES = {
 
 # Of what is there for a plot or a comparison, not for an aim.
 _FEW_ROUNDS = 3
-_SOME_ROUNDS = 5
+_SOME_ROUNDS = 4
 _BOTH_REUSED = (Work.BOTH, Gradient.REUSED)
 _FORWARD = (Work.FORWARD, Gradient.NONE)
 
