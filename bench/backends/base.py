@@ -46,12 +46,12 @@ Timer = Callable[[int, int], float]
 def timer(*runs: Callable[[], Any]) -> Timer:
     """A call of what is timed is one of each, one after the other."""
 
-    def both() -> None:
+    def each() -> None:
         for run in runs:
             run()
 
     # A loop over one is not to be in the figures of short calls.
-    call = runs[0] if len(runs) == 1 else both
+    call = runs[0] if len(runs) == 1 else each
 
     def timed(calls: int, before: int) -> float:
         for _ in range(before):
