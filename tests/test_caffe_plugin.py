@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ import pytest
 import sigmoid_ce as sce
 from conftest import ROOT, missing, tool
 from sigmoid_ce.caffe import build_plugin
+from sigmoid_ce.caffe import plugin as builder
 from tests import realcaffe
 from tests.realcaffe.layer_plugin import FACTS
 
@@ -224,6 +227,36 @@ def test_stopped_while_it_compiles(
     for pid in started.read_text().split():
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid), 0)
+
+
+def test_stopped_while_a_compiler_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal is taken by another thread, and its handler run while Popen is not done."""
+    started: list[subprocess.Popen[str]] = []
+    now = threading.Event()
+
+    def stop() -> None:
+        now.wait()
+        signal.raise_signal(signal.SIGINT)
+
+    # From before anything is blocked, as the threads of libraries are.
+    other = threading.Thread(target=stop)
+    other.start()
+
+    class Popen(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            started.append(self)
+            now.set()
+            other.join()
+            done.append(True)
+
+    done: list[bool] = []
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    with pytest.raises(KeyboardInterrupt):
+        builder._run_all([["sleep", "20"]])
+    assert done == [True]
+    assert started[0].returncode == -signal.SIGKILL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_outputs_that_would_replace_something(stock: realcaffe.CaffeBuild) -> None:

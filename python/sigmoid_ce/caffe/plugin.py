@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -263,8 +264,7 @@ def _run_all(commands: list[list[str]]) -> None:
                 # of its own, so that what the compiler starts can be ended with it.
                 output: IO[str] = tempfile.TemporaryFile("w+", errors="replace")
                 # A stop between its start and the list would leave it behind.
-                masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-                try:
+                with _stops_later():
                     process = subprocess.Popen(
                         command,
                         stdout=output,
@@ -273,8 +273,6 @@ def _run_all(commands: list[list[str]]) -> None:
                         start_new_session=True,
                     )
                     running.append((process, command, output))
-                finally:
-                    signal.pthread_sigmask(signal.SIG_SETMASK, masked)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 running[0][0].wait(0.1)
             for entry in [entry for entry in running if entry[0].poll() is not None]:
@@ -286,6 +284,31 @@ def _run_all(commands: list[list[str]]) -> None:
                 os.killpg(started.pid, signal.SIGKILL)
             started.wait()
             its_output.close()
+
+
+@contextlib.contextmanager
+def _stops_later() -> Iterator[None]:
+    """Signals that end this process do so after the block.
+
+    A mask would not do: another thread takes the signal then, and Python's handler runs in the main
+    one all the same.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no handler runs here
+        return
+    came: list[int] = []
+    handlers = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Not what ignores it, which the new process is to inherit, nor what is not Python's.
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            handlers[number] = signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for caught in came:
+            signal.raise_signal(caught)
 
 
 def _check(process: subprocess.Popen[str], command: list[str], output: IO[str]) -> None:
