@@ -2402,8 +2402,10 @@ Status execute(const Inputs& inputs, const Options& options,
   job.groups = groups;
   const View positive(class_weights, kPair, inputs.shape, inputs.ndim,
                       class_strides, 0);
-  const View negative(class_weights + 1, kPair, inputs.shape, inputs.ndim,
-                      class_strides, 0);
+  const double* const second =
+      class_weights != nullptr ? class_weights + 1 : nullptr;
+  const View negative(second, kPair, inputs.shape, inputs.ndim, class_strides,
+                      0);
   if (has_class_weights && groups.count == 1) {
     for (int k = 0; k < 2; ++k) job.run.class_weight[k] = class_weights[k];
   } else if (has_class_weights) {
