@@ -105,6 +105,11 @@ enum Buffer {
 constexpr std::int64_t kBuffer = kBlock * 8;
 constexpr std::int64_t kStaging = kBuffers * kBuffer;
 
+// One of a thread's buffers; null where nothing is staged, and so there are none.
+char* buffer_of(char* staging, Buffer which) {
+  return staging == nullptr ? nullptr : staging + which * kBuffer;
+}
+
 // The staging buffers of a call, handed out to the threads that help. The last ones are kept for the next call,
 // of any thread, since returning them to the system and asking for them again takes longer than a small call.
 // (Not thread_local: where memory runs out while the destructor of such an object is registered, the C library
@@ -247,7 +252,7 @@ void stream_end() {}
 
 template <class T>
 void run_elements(Job* job, std::int64_t index, std::int64_t n, char* staging, Run* run) {
-  const auto buffer = [staging](Buffer which) { return staging + which * kBuffer; };
+  const auto buffer = [staging](Buffer which) { return buffer_of(staging, which); };
   char* const raw = buffer(kRawBuffer);
   run->scores = job->stage_scores ? staged(*job, *job->scores, job->scores_dtype, index, n,
                                            buffer(kScoresBuffer), raw)
@@ -438,7 +443,7 @@ void count_targets(const Job& job, std::int64_t index, std::int64_t n, char* sta
     const std::int64_t length = direct || n < kBlock ? n : kBlock;
     count(direct ? job.targets->at(index)
                  : staged(job, *job.targets, job.target_dtype, index, length,
-                          staging + kTargetsBuffer * kBuffer, staging + kRawBuffer * kBuffer),
+                          buffer_of(staging, kTargetsBuffer), buffer_of(staging, kRawBuffer)),
           index, length);
     index += length;
     n -= length;

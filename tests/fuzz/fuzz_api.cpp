@@ -691,6 +691,7 @@ struct Expected {
 
 struct Element {
   Real x, t, p, w;
+  Real negative;  // 1 - t, smoothed by itself
   bool ignored;
   int label;  // 1 or 0: what it counts as; -1: neither
 };
@@ -731,6 +732,7 @@ Element read_element(const Case& c, std::int64_t index) {
     e.ignored = std::trunc(e.t) == static_cast<Real>(label);
   }
   e.ignored = e.ignored && c.options.has_ignore_label;
+  e.negative = 1 - e.t;
   e.label = e.t == 1 ? 1 : e.t == 0 ? 0 : -1;
   if (e.ignored) e.label = -1;
   if (c.options.uncertain == Uncertain::kIgnore && e.t != 0 && e.t != 1) e.ignored = true;
@@ -805,15 +807,17 @@ template <class T>
 void weigh(const Case& c, const std::vector<double>& class_weights, std::int64_t index,
            Element* e) {
   const Options& o = c.options;
-  T t = static_cast<T>(e->t);
+  T t = static_cast<T>(e->t), rest = 1 - t;
   if (o.label_smoothing != 0) {
-    t = std::fma(t, static_cast<T>(1 - o.label_smoothing), static_cast<T>(o.label_smoothing / 2));
-    e->t = t;
+    const T factor = static_cast<T>(1 - o.label_smoothing);
+    const T term = static_cast<T>(o.label_smoothing / 2);
+    e->t = t = std::fma(t, factor, term);
+    e->negative = rest = std::fma(rest, factor, term);
   }
   if (has_class_weights(o) && e->w != 0) {
     const std::size_t g = static_cast<std::size_t>(group_of(c.window, o, index));
     const T positive = static_cast<T>(class_weights[2 * g]);
-    const volatile T negative = (1 - t) * static_cast<T>(class_weights[2 * g + 1]);
+    const volatile T negative = rest * static_cast<T>(class_weights[2 * g + 1]);
     const T by_class = std::fma(t, positive, negative);
     e->w = c.has_weight ? static_cast<T>(e->w) * by_class : by_class;
   }
@@ -835,7 +839,7 @@ Expected expect(const Element& e, bool has_p, T scale, double gamma) {
   const Real most = static_cast<Real>(std::numeric_limits<T>::max()) / 8;
   const Real a = std::fabs(e.x), w = std::fabs(e.w), s = std::fabs(static_cast<Real>(scale));
   const Real z = std::exp(-a), m = std::log1p(z), q = z / (1 + z);
-  const Real positive = e.p * e.t, negative = 1 - e.t;
+  const Real positive = e.p * e.t, negative = e.negative;
   const Real u = std::signbit(e.x) ? positive : negative;
   const Real sum = std::fabs(negative) + std::fabs(positive);
   const Real c = has_p ? negative + positive : 1;
@@ -846,7 +850,7 @@ Expected expect(const Element& e, bool has_p, T scale, double gamma) {
   Real gradient_terms = w * (std::fabs(u) + sum * q);
   if (gamma != 0) {
     const Real g = static_cast<T>(gamma);
-    const Real v = std::signbit(e.x) ? e.t : 1 - e.t, k = 1 - v;
+    const Real v = std::signbit(e.x) ? e.t : e.negative, k = 1 - v;
     const Real y = v + k * z, wrong = y / (1 + z);         // r
     const Real length = v == 0 ? a + m : m - std::log(y);  // L = -log r
     const Real slope = (2 * v - 1) * (v == 0 ? 1 / (1 + z) : q / (1 + z) / wrong);

@@ -1662,6 +1662,12 @@ enum Buffer {
 constexpr std::int64_t kBuffer = kBlock * 8;
 constexpr std::int64_t kStaging = kBuffers * kBuffer;
 
+// One of a thread's buffers; null where nothing is staged, and so there are
+// none.
+char* buffer_of(char* staging, Buffer which) {
+  return staging == nullptr ? nullptr : staging + which * kBuffer;
+}
+
 // The staging buffers of a call, handed out to the threads that help. The last
 // ones are kept for the next call, of any thread, since returning them to the
 // system and asking for them again takes longer than a small call. (Not
@@ -1820,7 +1826,7 @@ template <class T>
 void run_elements(Job* job, std::int64_t index, std::int64_t n, char* staging,
                   Run* run) {
   const auto buffer = [staging](Buffer which) -> auto {
-    return staging + which * kBuffer;
+    return buffer_of(staging, which);
   };
   char* const raw = buffer(kRawBuffer);
   run->scores = job->stage_scores
@@ -2037,8 +2043,8 @@ void count_targets(const Job& job, std::int64_t index, std::int64_t n,
     const std::int64_t length = direct || n < kBlock ? n : kBlock;
     count(direct ? job.targets->at(index)
                  : staged(job, *job.targets, job.target_dtype, index, length,
-                          staging + kTargetsBuffer * kBuffer,
-                          staging + kRawBuffer * kBuffer),
+                          buffer_of(staging, kTargetsBuffer),
+                          buffer_of(staging, kRawBuffer)),
           index, length);
     index += length;
     n -= length;
