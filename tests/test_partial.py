@@ -9,6 +9,7 @@ import importlib.util
 import itertools
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import textwrap
@@ -199,7 +200,7 @@ def script(folder: Path, code: str, *arguments: str, **environment: str) -> subp
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))
     return subprocess.Popen(
         [sys.executable, str(path), *arguments],
-        env={**env, **environment},
+        env={**env, "PYTHONFAULTHANDLER": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -207,11 +208,17 @@ def script(folder: Path, code: str, *arguments: str, **environment: str) -> subp
 
 
 def output(process: subprocess.Popen[str]) -> str:
+    """What it prints. Where it hangs, the failure says in which line of each thread."""
     try:
         out, error = process.communicate(timeout=HANG_S)
     except subprocess.TimeoutExpired:
-        process.kill()
-        raise
+        process.send_signal(signal.SIGABRT)  # for faulthandler
+        try:
+            out, error = process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, error = process.communicate()
+        error = f"no end after {HANG_S} s\n{error}"
     assert process.returncode == 0, out + error
     return out.strip()
 
