@@ -34,8 +34,8 @@ OLD = "11.8.89"
 # What CUDA 11.8 knows. It takes no host compiler after GCC 11.
 OLD_ARCHITECTURES = ["75", "80", "86", "89", "90"]
 OLD_HOST = "g++-11"
-# Stack, stores and loads of all kernels, in bytes: one double of the general forward_backward of float64
-# scores and float32 targets, for sm_90 alone. Newer compilers do without (test_cuda_kernels.py).
+# Stack, stores and loads of all kernels, in bytes: one double of the general forward_backward of
+# float64 scores and float32 targets, for sm_90 alone. Newer compilers need none.
 OLD_SPILLS = {"kernels_float64": 3 * 8}
 DEBIAN_KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
 OLD_PROFILE = """\
