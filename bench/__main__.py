@@ -93,7 +93,7 @@ def _run(groups: list[plan.Group], cpus: list[int], options: argparse.Namespace)
     from .backends.ours import Ours
     from .backends.remote import RemoteBackend
     from .limits import Limits, LimitsUnavailable
-    from .measure import measure_group, not_measured
+    from .measure import CallTimes, measure_group, not_measured
     from .report import SCHEMA, group_report, row_reports
 
     start = time.monotonic()
@@ -151,6 +151,7 @@ def _run(groups: list[plan.Group], cpus: list[int], options: argparse.Namespace)
     seconds = {"loading": time.monotonic() - start, "compiling": 0.0}
     gc.collect()
     gc.freeze()  # what the peers have loaded: each group collects, which takes long with it
+    call_times = CallTimes()
     start = time.monotonic()
     for group in groups:
         progress.start(group.case.name)
@@ -167,6 +168,7 @@ def _run(groups: list[plan.Group], cpus: list[int], options: argparse.Namespace)
                 all_forms=options.all_forms and group.all_forms,
                 call_seconds=options.call_seconds,
                 measurement_seconds=plan.PROFILES[options.profile].measurement_seconds,
+                call_times=call_times,
                 progress=progress.show,
             )
         report["groups"].append(group_report(group, entries, cache_bytes))

@@ -50,6 +50,9 @@ _CERTAIN = 10
 # A first call of so many times what a profile allows is too slow without a second one: neither page
 # faults nor starting threads, nor sending the result to this process, take most of it.
 _HOPELESS = 4
+# A peer is not tried where it would take so many times what a profile allows, by smaller arrays:
+# most of them take even longer per element with larger ones.
+_SURELY = 2
 # Rounds of the trial that picks a backend's fastest form.
 _TRIAL_ROUNDS = 5
 # Elements that are checked at a time, so that the temporaries stay in the cache.
@@ -85,6 +88,33 @@ class Entry:
         return self.elements / np.array(self.seconds)
 
 
+class CallTimes:
+    """How long calls of the peers have taken, and would take with larger arrays."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, Case], list[tuple[int, float]]] = {}
+
+    def add(self, case: Case, entries: Mapping[str, Entry]) -> None:
+        for name, entry in entries.items():
+            # Of the fastest form, which need not be the one that is too slow.
+            forms = entry.details.get("forms", {}).values()
+            slow = [form["call_seconds"] for form in forms if "call_seconds" in form]
+            times = list(entry.seconds) or slow
+            if times:
+                self._known.setdefault(self._key(name, case), []).append(
+                    (case.elements, min(times))
+                )
+
+    def expected(self, name: str, case: Case) -> float:
+        """Seconds that a call takes at least, in proportion; 0 where nothing is known."""
+        known = self._known.get(self._key(name, case), [])
+        return max((s * case.elements / n for n, s in known if n <= case.elements), default=0.0)
+
+    @staticmethod
+    def _key(name: str, case: Case) -> tuple[str, Case]:
+        return name, replace(case, elements=0, shape=None)
+
+
 def measure_group(
     group: Group,
     ours: Backend,
@@ -95,12 +125,15 @@ def measure_group(
     all_forms: bool = True,
     call_seconds: float = math.inf,
     measurement_seconds: float = _MEASUREMENT_SECONDS,
+    call_times: CallTimes | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Entry]:
     """Every entry of the group by name, in the order of the report.
 
-    A peer of which one call takes longer than `call_seconds` is listed as too slow.
+    A peer of which one call takes longer than `call_seconds` is listed as too slow. So is one that
+    would take far longer by the `call_times` of groups before; this group's are added to them.
     """
+    call_times = call_times or CallTimes()
     try:
         datas = [Data(case) for case in group.case.parts()]
     except DtypeUnavailable as error:
@@ -111,6 +144,12 @@ def measure_group(
         progress(f"preparing {variant.entry}")
         entries.append(_ours_entry(ours, variant, datas, group.case.elements, threads))
     for name, peer in peers.items():
+        expected = call_times.expected(name, group.case)
+        if expected > _SURELY * call_seconds:
+            problem = f"too slow for this profile (a call would take {expected:.2g} s at least, "
+            problem += f"by smaller arrays, allowed are {call_seconds:g})"
+            entries.append(Entry(name, group.case.elements, problem=problem))
+            continue
         progress(f"preparing {name}")
         entries.append(
             _peer_entry(name, peer, datas, all_forms=all_forms, call_seconds=call_seconds)
@@ -131,7 +170,9 @@ def measure_group(
     measure_rounds(
         [entry for entry in entries if entry.time], rounds, progress, measurement_seconds
     )
-    return {entry.name: entry for entry in entries}
+    measured = {entry.name: entry for entry in entries}
+    call_times.add(group.case, {name: measured[name] for name in peers})
+    return measured
 
 
 def not_measured(

@@ -462,6 +462,39 @@ def test_a_second_call_decides_what_is_too_slow(
         assert peer.runs == ([0] if first > 400 else [0, 1])
 
 
+@pytest.mark.parametrize(
+    ("seconds", "factor", "tried"),
+    [
+        (3.0, 4, True),  # 12 s, and 10 are allowed
+        (6.0, 4, False),
+        (30.0, 2, False),
+        (30.0, 0.5, True),  # smaller arrays
+    ],
+)
+@pytest.mark.parametrize("other_option", [False, True])
+def test_what_smaller_arrays_show_too_slow_is_not_tried(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, factor: float, tried: bool, other_option: bool
+) -> None:
+    peer = _SlowAtFirst(monkeypatch, first=seconds, later=seconds)
+    times = measure.CallTimes()
+
+    def one(case: Case) -> Entry:
+        group = Group(case, (Row(OURS),), limits=False)
+        return measure_group(
+            group, Ours(1), {"peer": peer}, _NO_LIMITS, 1, call_seconds=10, call_times=times
+        )["peer"]
+
+    first = one(_CASE)
+    assert (first.problem is None) == (seconds < 10)
+    peer.runs.clear()
+    larger = replace(_CASE, elements=int(_CASE.elements * factor))
+    second = one(replace(larger, option=Option.POS_WEIGHT) if other_option else larger)
+    assert bool(peer.runs) == (tried or other_option)
+    if not (tried or other_option):
+        assert (second.problem or "").startswith("too slow for this profile (a call would take ")
+        assert not second.failed
+
+
 def test_first_call_does_not_say_how_many_make_a_measurement(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
