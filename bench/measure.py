@@ -106,9 +106,12 @@ class CallTimes:
                 )
 
     def expected(self, name: str, case: Case) -> float:
-        """Seconds that a call takes at least, in proportion; 0 where nothing is known."""
+        """Seconds that a call takes at least; 0 where nothing is known.
+
+        In proportion to the fastest elements: of small arrays, most of the time is the call's own.
+        """
         known = self._known.get(self._key(name, case), [])
-        return max((s * case.elements / n for n, s in known if n <= case.elements), default=0.0)
+        return min((s * case.elements / n for n, s in known if n <= case.elements), default=0.0)
 
     @staticmethod
     def _key(name: str, case: Case) -> tuple[str, Case]:

@@ -495,6 +495,16 @@ def test_what_smaller_arrays_show_too_slow_is_not_tried(
         assert not second.failed
 
 
+def test_a_call_of_little_work_does_not_stand_for_much() -> None:
+    times = measure.CallTimes()
+    assert times.expected("peer", _CASE) == 0
+    for elements, seconds in [(1, 0.5), (100, 0.5), (500, 0.75), (1001, 1e-3)]:
+        entry = Entry("peer", elements, [2 * seconds, seconds])
+        times.add(replace(_CASE, elements=elements), {"peer": entry})
+    assert times.expected("peer", _CASE) == 1.5
+    assert times.expected("peer", replace(_CASE, dtype="float64")) == 0
+
+
 def test_first_call_does_not_say_how_many_make_a_measurement(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
