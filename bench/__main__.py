@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,7 +23,6 @@ from . import machine, plan
 if TYPE_CHECKING:
     from .backends import Missing
     from .backends.base import Backend
-    from .measure import Entry
 
 # The peers are imported once the number of threads is fixed: some read it when they are loaded.
 
@@ -178,7 +177,7 @@ def _run(groups: list[plan.Group], cpus: list[int], options: argparse.Namespace)
             for entry in entries.values()
             if entry.failed
         ]
-        seconds["compiling"] += _compiling(entries)
+        seconds["compiling"] += sum(entry.compiling_seconds for entry in entries.values())
         _save(report, options.json)
     seconds["measuring"] = time.monotonic() - start - seconds["compiling"]
     for peer in peers.values():
@@ -192,7 +191,9 @@ def _run(groups: list[plan.Group], cpus: list[int], options: argparse.Namespace)
             report[name] = module.report(
                 options.profile, options.threads, progress.show, backends=options.backends
             )
-            seconds[name] = time.monotonic() - start
+            compiling = sum(entry.get("compiling_seconds", 0.0) for entry in report[name])
+            seconds["compiling"] += compiling
+            seconds[name] = time.monotonic() - start - compiling
             _save(report, options.json)
     report["complete"] = True
     report["duration_seconds"] = {name: round(value, 1) for name, value in seconds.items()}
@@ -221,15 +222,6 @@ def _save(report: dict[str, Any], path: Path | None) -> None:
 
 def _text(report: dict[str, Any]) -> str:
     return json.dumps(report, indent=1) + "\n"
-
-
-def _compiling(entries: Mapping[str, Entry]) -> float:
-    """Seconds of the first calls of backends that compile in them."""
-    return sum(
-        figures.get("first_call_seconds", 0.0)
-        for entry in entries.values()
-        for figures in entry.details.get("forms", {}).values()
-    )
 
 
 def _finite(value: float) -> float | None:

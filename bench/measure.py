@@ -87,6 +87,12 @@ class Entry:
         """Elements per second, round by round."""
         return self.elements / np.array(self.seconds)
 
+    @property
+    def compiling_seconds(self) -> float:
+        """Of the first calls of all forms, where the backend compiles in them."""
+        forms = self.details.get("forms", {}).values()
+        return sum(form.get("first_call_seconds", 0.0) for form in forms)
+
 
 class CallTimes:
     """How long calls of the peers have taken, and would take with larger arrays."""

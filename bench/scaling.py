@@ -122,6 +122,7 @@ def worker(task: dict[str, Any]) -> list[dict[str, Any]]:
                     threads,
                     rate=_spread(found[name].rates) if found[name].seconds else None,
                     limit=limit,
+                    compiling=found[name].compiling_seconds,
                     problem=found[name].problem,
                 )
                 for name in (OURS.entry, *peers)
@@ -154,6 +155,7 @@ def _entry(
     *,
     rate: dict[str, float] | None = None,
     limit: dict[str, float] | None = None,
+    compiling: float = 0.0,
     problem: str | None = None,
 ) -> dict[str, Any]:
     return {
@@ -164,6 +166,7 @@ def _entry(
         "threads": threads,
         "gelem_per_second": rate,
         "limit_gelem_per_second": limit,
+        "compiling_seconds": compiling,
         "problem": problem,
     }
 

@@ -206,6 +206,15 @@ def test_scaling_report(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (entry["work"], entry["dtype"]) == ("forward", "float32")
         assert (entry["elements"], entry["threads"]) == (2**12, 1)
         assert 0 < entry["gelem_per_second"]["p20"] <= entry["gelem_per_second"]["p80"]
+        assert entry["compiling_seconds"] == 0
+
+
+def test_scaling_tells_how_long_it_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(scaling._ELEMENTS, "default", (2**12,))
+    _, entry = scaling.report("default", 1, backends=["Numba"])
+    if entry["problem"]:
+        missing(entry["problem"])
+    assert entry["compiling_seconds"] > 0
 
 
 def test_a_child_that_fails_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
