@@ -74,6 +74,14 @@ def get(name: str) -> Backend:
     return backend
 
 
+@pytest.fixture(scope="module", autouse=True)
+def caffe_is_built() -> Iterator[None]:
+    """The benchmark builds no Caffe by itself; these tests do, as all others that want one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIGMOID_CE_BENCH_CAFFE", "build")
+        yield
+
+
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[dict[str, Backend]]:
     backends: dict[str, Backend] = {}
