@@ -625,6 +625,15 @@ def test_readme_table_is_that_of_a_result() -> None:
     assert all(summary.insert(readme, table + "x") != readme for table in tables)
 
 
+def test_documented_rounds_are_those_of_the_plan() -> None:
+    table = (_ROOT / "bench" / "README.md").read_text()
+    table = table[table.index("| rounds | in the default profile |") :].split("\n\n", 1)[0]
+    documented = [int(line.split("|")[1]) for line in table.splitlines()[2:]]
+    rounds = plan.PROFILES["default"].rounds
+    planned = {group.rounds or rounds for group in plan.plan("default")}
+    assert documented == sorted(planned, reverse=True)
+
+
 # ---- The file, while it runs ----
 
 _INTERRUPTED_RUN = """
