@@ -38,8 +38,9 @@ demo: $(VENV)/.demo $(VENV)/.package
 demo-caffe: $(VENV)/.demo-caffe $(VENV)/.package $(VENV)/.caffe
 	$(PY) examples/demo_caffe.py $(ARGS)
 
+# Two processes, for most tests use one CPU; a file's tests stay together, since they share what is built.
 test: $(VENV)/.test $(VENV)/.package-cuda $(VENV)/.caffe
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-long: $(VENV)/.test $(VENV)/.package-cuda $(VENV)/.caffe $(VENV)/.cross
 	$(PY) -m pytest -m long $(ARGS)

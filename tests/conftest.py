@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,15 @@ def missing(what: str) -> None:
     pytest.skip(f"{what} is missing")
 
 
+@contextmanager
+def build_lock(folder: Path) -> Iterator[None]:
+    """For what builds in a folder or installs from it: `make test` has two processes of tests."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.parent / f"{folder.name}.lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
 # emulated.py has its module from the same build: kernels take long to compile.
 NATIVE_BUILD = ROOT / "build" / "native-tests"
 NATIVE_OPTIONS = ["-DSIGMOID_CE_CUDA=EMULATED", "-DCMAKE_CXX_FLAGS=-Werror"]
@@ -47,12 +58,13 @@ def native_tests() -> Path:
     options = ["-DSIGMOID_CE_BUILD_TESTS=ON"]
     if not other:
         options += ["-DSIGMOID_CE_PYTHON=OFF", *NATIVE_OPTIONS]
-    for command in (
-        [cmake, "-S", str(ROOT), "-B", str(build), *options],
-        [cmake, "--build", str(build), "--parallel", "2"],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    with build_lock(build):
+        for command in (
+            [cmake, "-S", str(ROOT), "-B", str(build), *options],
+            [cmake, "--build", str(build), "--parallel", "2"],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return build
 
 

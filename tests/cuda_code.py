@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from conftest import ROOT, missing, tool
+from conftest import ROOT, build_lock, missing, tool
 
 BUILD = ROOT / "build" / "cuda-kernels"
 
@@ -77,8 +77,9 @@ def build_folder() -> Path:
         missing("cmake")
     assert cmake is not None
     options = ["-DSIGMOID_CE_CUDA=ON", "-DSIGMOID_CE_PYTHON=OFF"]
-    run([cmake, "-S", str(ROOT), "-B", str(BUILD), *options])
-    run([cmake, "--build", str(BUILD), "--parallel", "2", "--target", "sigmoid_ce_cuda"])
+    with build_lock(BUILD):
+        run([cmake, "-S", str(ROOT), "-B", str(BUILD), *options])
+        run([cmake, "--build", str(BUILD), "--parallel", "2", "--target", "sigmoid_ce_cuda"])
     return BUILD
 
 

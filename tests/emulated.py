@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import sigmoid_ce as sce
-from conftest import NATIVE_BUILD, NATIVE_OPTIONS, ROOT, missing, tool
+from conftest import NATIVE_BUILD, NATIVE_OPTIONS, ROOT, build_lock, missing, tool
 from instrumented import run
 
 
@@ -42,6 +42,7 @@ def package(target: Path) -> Path:
         ROOT / "python" / "sigmoid_ce", folder, ignore=shutil.ignore_patterns("__pycache__")
     )
     (cpu,) = Path(sce.cpu.__file__).parent.glob("_cpu*.so")
-    for module in (cpu, build_module()):
-        shutil.copy(module, folder)
+    with build_lock(NATIVE_BUILD):
+        for module in (cpu, build_module()):
+            shutil.copy(module, folder)
     return target

@@ -24,7 +24,7 @@ import pytest
 
 import cuda_code
 import sigmoid_ce as sce
-from conftest import ROOT, missing, tool
+from conftest import ROOT, build_lock, missing, tool
 
 EXAMPLE = ROOT / "examples" / "cpp"
 VERSION_HEADER = Path("cpp") / "include" / "sigmoid_ce" / "version.h"
@@ -293,7 +293,8 @@ def cmake_program() -> str:
 def prefix(native_tests: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library, installed somewhere and then moved."""
     folder = tmp_path_factory.mktemp("prefix")
-    run([cmake_program(), "--install", native_tests, "--prefix", folder / "first"])
+    with build_lock(native_tests):
+        run([cmake_program(), "--install", native_tests, "--prefix", folder / "first"])
     (folder / "first").rename(folder / "moved")
     return folder / "moved"
 

@@ -35,9 +35,16 @@ def load(name: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside the peers are not ours
         try:
-            return importlib.import_module(name)
+            module = importlib.import_module(name)
         except ImportError:
             missing(name)
+    if name == "tensorflow":
+        # Its first use in a process fixes these: the benchmark's tests want one of each.
+        threading = module.config.threading
+        if threading.get_intra_op_parallelism_threads() != 1:
+            threading.set_intra_op_parallelism_threads(1)
+            threading.set_inter_op_parallelism_threads(1)
+    return module
 
 
 @pytest.fixture(scope="module")
