@@ -230,7 +230,7 @@ PROFILES = {
         all_forms=False,
         measurement_seconds=1e-3,
     ),
-    "default": Profile(rounds=6, max_elements=2**26, call_seconds=0.6, seconds=440),
+    "default": Profile(rounds=6, max_elements=2**26, call_seconds=0.6, seconds=390),
     "family": Profile(
         rounds=9,
         max_elements=2**24,
