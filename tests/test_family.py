@@ -116,11 +116,17 @@ def with_loss_weight(x: Any, t: Any, module: Any = sce, **options: Any) -> dict[
 def exact(
     x: Any, t: Any, p: Any, w: Any, classes: tuple[Any, Any], gamma: Any, s: Any, wide: bool
 ) -> dict[str, tuple[Any, Any]]:
-    """Each result of each element, and the size of its terms, times 1 + gamma (1 + L) with
-    L = -log r: what its error is relative to, since r^gamma = exp(-gamma L), and r has an error.
+    """Each result of each element, and what its error is relative to: the size of its terms, times
+    1 + gamma (1 + L) with L = -log r, since r^gamma = exp(-gamma L), and r has an error.
+
+    r and q are multiples of tiny, the smallest subnormal number. What that does to quotients of a
+    soft target is `lost`; and what else is rounded so is multiplied by (1 + gamma)^2 (1 + |x|)
+    (1 + U) at most.
 
     s is the label smoothing. In longdouble, or in mpmath's numbers.
     """
+    info = np.finfo(x.dtype)
+    tiny_eps = float(info.smallest_subnormal) / float(info.eps)
     to_wide = np.longdouble if wide else object
     exp, log, log1p = (
         (np.exp, np.log, np.log1p)
@@ -154,15 +160,17 @@ def exact(
     slope = (1 - 2 * t) * sig_x * sig_minus_x / r
     by_class = t * w1 + (1 - t) * w0
     scale = w * by_class * power
-    slope_terms = sig_x * sig_minus_x / r  # of 1 - 2 t: 1 - t and t
-    power_terms = power * (1 + gamma * (1 - log(r)))
+    lost = np.where((t * (1 - t) != 0) & (gamma != 0), tiny_eps / r, 0)
+    slope_terms = sig_x * sig_minus_x / r + lost  # of 1 - 2 t: 1 - t and t
+    power_terms = power * (1 + gamma * (1 - log(r) + lost))
     size = abs(w * by_class) * power_terms
     curve = (gamma - 1) * slope + sig_minus_x - sig_x
-    curve_terms = abs(gamma - 1) * slope_terms + 1
+    curve_terms = abs(gamma - 1) * (slope_terms - lost + float(info.eps) * lost) + 1
     e_t = p * soft_minus_x - soft_x + gamma * (sig_minus_x - sig_x) * e / r
-    e_t_terms = p * soft_minus_x + soft_x + gamma * e / r
+    e_t_terms = p * soft_minus_x + soft_x + gamma * e / r * (1 + lost)
     class_size = abs(w * factor) * power_terms
-    return {
+    least = tiny_eps * (1 + gamma) ** 2 * 1000 * (1 + abs(1 - t) + abs(p * t))
+    found = {
         "loss": (scale * e, size * e),
         "gradient": (
             scale * (e1 + gamma * slope * e),
@@ -177,6 +185,7 @@ def exact(
             class_size * ((w1 + w0) * e + by_class * e_t_terms),
         ),
     }
+    return {name: (value, terms + least) for name, (value, terms) in found.items()}
 
 
 def native(x: Any, t: Any, **options: Any) -> dict[str, Any]:
@@ -189,26 +198,17 @@ def native(x: Any, t: Any, **options: Any) -> dict[str, Any]:
     }
 
 
-def errors(got: dict[str, Any], wanted: dict[str, tuple[Any, Any]], gamma: float) -> dict[str, Any]:
-    """In eps times the terms. A result below the normal numbers has multiples of the smallest."""
+def errors(got: dict[str, Any], wanted: dict[str, tuple[Any, Any]]) -> dict[str, Any]:
+    """In eps times the terms."""
     found = {}
     for name in RESULTS:
         value, terms = wanted[name]
-        info = np.finfo(got[name].dtype)
-        tiny = float(info.smallest_subnormal)
-        # What is rounded to a multiple of tiny is multiplied by (1 + gamma)^2 (1 + |x|) at most.
-        least = tiny * (1 + gamma) ** 2 * 1000
-        difference = abs(got[name].astype(value.dtype) - value)
+        eps = float(np.finfo(got[name].dtype).eps)
         if value.dtype == object:
             difference = np.array([mpmath.mpf(float(v)) for v in got[name]], object) - value
-            difference = abs(difference)
-            ratio = [
-                float(d / (float(info.eps) * v + least))
-                for d, v in zip(difference, terms, strict=True)
-            ]
-            found[name] = np.array(ratio)
         else:
-            found[name] = (difference / (info.eps * terms + least)).astype(np.float64)
+            difference = got[name].astype(value.dtype) - value
+        found[name] = (abs(difference) / (eps * terms)).astype(np.float64)
         assert np.isfinite(found[name]).all(), name
     return found
 
@@ -246,6 +246,13 @@ def kinds(dtype: Any, count: int) -> list[tuple[str, Any, Any, dict[str, Any]]]:
             rows.append(
                 (f"smoothing {s} {gamma} alone", x, hard, {"gamma": gamma} | {"label_smoothing": s})
             )
+    # A target and an exp(-|x|) of one or few of the smallest numbers, and a weight that shows them.
+    lowest, highest = (99, 110) if dtype == np.float32 else (735, 750)
+    far = (-rng.uniform(lowest, highest, count)).astype(dtype)
+    few = (np.finfo(dtype).smallest_subnormal * rng.integers(1, 20, count)).astype(dtype)
+    for gamma, large in itertools.product((0.0, 1e-3, 0.5, 1.0, 2.0), (1.0, 4e30)):
+        options = {"gamma": gamma, "pos_weight": large}
+        rows.append((f"subnormal {gamma} {large}", far, few, options))
     return rows
 
 
@@ -264,7 +271,7 @@ def test_float32_errors() -> None:
     largest = dict.fromkeys(RESULTS, 0.0)
     for name, x, t, options in kinds(np.float32, 100_000):
         with np.errstate(under="ignore"):
-            found = errors(native(x, t, **options), exact_of(x, t, options, True), options["gamma"])
+            found = errors(native(x, t, **options), exact_of(x, t, options, True))
         for result in RESULTS:
             worst = int(np.argmax(found[result]))
             largest[result] = max(largest[result], found[result][worst])
@@ -283,9 +290,7 @@ def test_float64_errors() -> None:
     largest = dict.fromkeys(RESULTS, 0.0)
     with mpmath.workdps(50):
         for name, x, t, options in kinds(np.float64, 400):
-            found = errors(
-                native(x, t, **options), exact_of(x, t, options, False), options["gamma"]
-            )
+            found = errors(native(x, t, **options), exact_of(x, t, options, False))
             for result in RESULTS:
                 worst = int(np.argmax(found[result]))
                 largest[result] = max(largest[result], found[result][worst])

@@ -854,10 +854,12 @@ Expected expect(const Element& e, bool has_p, T scale, double gamma) {
     const Real y = v + k * z, wrong = y / (1 + z);         // r
     const Real length = v == 0 ? a + m : m - std::log(y);  // L = -log r
     const Real slope = (2 * v - 1) * (v == 0 ? 1 / (1 + z) : q / (1 + z) / wrong);
-    const Real factor = std::exp(-g * length), room = 1 + g * (1 + length);
+    // q and r are multiples of tiny, which quotients of a soft target show.
+    const Real lost = v != 0 && k != 0 ? tiny / (eps * wrong) : 0;
+    const Real factor = std::exp(-g * length), room = 1 + g * (1 + length + lost);
     const Real steep = std::signbit(e.x) ? -slope : slope;
     gradient = factor * (gradient + g * steep * loss);
-    gradient_terms = factor * room * (gradient_terms + g * std::fabs(slope) * loss_terms);
+    gradient_terms = factor * room * (gradient_terms + g * (std::fabs(slope) + lost) * loss_terms);
     loss *= factor;
     loss_terms *= factor * room;
     if (!std::isfinite(e.x)) {  // another limit than the formula's
