@@ -853,7 +853,8 @@ struct Rows<B, 4> {
   }
 };
 
-// Where the elements of a run, or of a piece of it, are. T: scores; S: targets.
+// Where the elements of a run, or of a padded group, are. T: scores; S:
+// targets.
 template <class T, class S>
 struct Places {
   const T* x;
@@ -880,19 +881,6 @@ struct Places {
         a.by_class[k] = static_cast<const T*>(run.class_weights[k]);
     }
     return a;
-  }
-  template <class A>
-  static SIGMOID_CE_INLINE A* moved(A* a, std::int64_t n) {
-    return a != nullptr ? a + n : a;
-  }
-  SIGMOID_CE_INLINE Places at(std::int64_t n) const {
-    return {x + n,
-            t + n,
-            moved(p, n),
-            moved(w, n),
-            {moved(by_class[0], n), moved(by_class[1], n)},
-            moved(out, n),
-            moved(hessian, n)};
   }
 };
 
@@ -1052,24 +1040,26 @@ struct Loop {
     }
   }
 
-  // One group; its sums are added to acc[0 .. 15].
+  // The group at i; its sums are added to acc[0 .. 15].
   static SIGMOID_CE_INLINE void group(const Run& run, const Place& at,
-                                      double* acc, std::int64_t* ignored) {
+                                      std::int64_t i, double* acc,
+                                      std::int64_t* ignored) {
     for (int r = 0; r < math::kRow; r += B::kLanes) {
       typename B::D s = {};
       for (int j = 0; j < math::kRowsPerGroup; j += U) {
-        const V loss = elements(run, at, r + j * math::kRow, ignored);
+        const V loss = elements(run, at, i + r + j * math::kRow, ignored);
         if (kSums) s = j == 0 ? R::sum(loss) : R::sum(s, loss);
       }
       if (kSums) B::store_wide(acc + r, B::add_wide(B::load_wide(acc + r), s));
     }
   }
 
-  // A group of fewer than 64 elements: padded copies go through the same loop.
-  // The padding has loss +0: x = -inf with t = 0, and the weight 0 where there
-  // are options, which could make that anything. So only the plain kernel and
-  // those that look at run time have one.
-  static __attribute__((noinline)) void tail(Run run, std::int64_t n, Place at,
+  // The n < 64 elements at begin: padded copies go through the same loop. The
+  // padding has loss +0: x = -inf with t = 0, and the weight 0 where there are
+  // options, which could make that anything. So only the plain kernel and those
+  // that look at run time have one.
+  static __attribute__((noinline)) void tail(Run run, Place at,
+                                             std::int64_t begin, std::int64_t n,
                                              double* acc,
                                              std::int64_t* ignored) {
     alignas(64) T xs[math::kGroup], ps[math::kGroup], ws[math::kGroup],
@@ -1082,27 +1072,28 @@ struct Loop {
       ws[i] = i < n ? static_cast<T>(run.weight) : 0;
     }
     __builtin_memset(ts, 0, sizeof ts);
-    __builtin_memcpy(xs, at.x, n * sizeof(T));
-    __builtin_memcpy(ts, at.t, n * sizeof(S));
+    __builtin_memcpy(xs, at.x + begin, n * sizeof(T));
+    __builtin_memcpy(ts, at.t + begin, n * sizeof(S));
     Place padded = {xs,   ts,      nullptr, nullptr, {nullptr, nullptr},
                     outs, hessians};
     if (kOptions) {
       run.options |= kElementWeight;
-      if (at.p) __builtin_memcpy(ps, at.p, n * sizeof(T));
-      if (at.w) __builtin_memcpy(ws, at.w, n * sizeof(T));
+      if (at.p) __builtin_memcpy(ps, at.p + begin, n * sizeof(T));
+      if (at.w) __builtin_memcpy(ws, at.w + begin, n * sizeof(T));
       padded.p = at.p ? ps : nullptr;
       padded.w = ws;
       for (int k = 0; k < 2; ++k) {
         if (at.by_class[k])
-          __builtin_memcpy(classes[k], at.by_class[k], n * sizeof(T));
+          __builtin_memcpy(classes[k], at.by_class[k] + begin, n * sizeof(T));
         padded.by_class[k] = at.by_class[k] ? classes[k] : nullptr;
       }
     }
     run.stream = false;
-    group(run, padded, acc, ignored);
-    if (kOperation != kForward) __builtin_memcpy(at.out, outs, n * sizeof(T));
+    group(run, padded, 0, acc, ignored);
+    if (kOperation != kForward)
+      __builtin_memcpy(at.out + begin, outs, n * sizeof(T));
     if (kOperation == kHessian)
-      __builtin_memcpy(at.hessian, hessians, n * sizeof(T));
+      __builtin_memcpy(at.hessian + begin, hessians, n * sizeof(T));
     if (on(run, kIgnoreLabel) && Targets::ignores_zero(run))
       *ignored -= math::kGroup - n;
   }
@@ -1129,9 +1120,9 @@ struct Loop {
             prefetch(all.x + k);
             prefetch(all.t + k);
           }
-          group(run, all.at(k), sum, &ignored);
+          group(run, all, k, sum, &ignored);
         }
-        if (k < stop) Tail::tail(*args, stop - k, all.at(k), sum, &ignored);
+        if (k < stop) Tail::tail(*args, all, k, stop - k, sum, &ignored);
         for (int r = 0; r < math::kRow; ++r) acc[q + r] = sum[r];
       }
       if (kSums) *sums++ = math::halve<B>(acc);
