@@ -543,7 +543,7 @@ def test_older_cpu_under_qemu(machine: str, isa: str, native_tests: Path) -> Non
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("compiler", "level"), [("g++", "-O0"), ("g++", "-O3"), ("clang++", "-O2")]
+    ("compiler", "level"), [("g++", "-O0"), ("g++", "-O1"), ("g++", "-O3"), ("clang++", "-O2")]
 )
 def test_compilers_and_levels(compiler: str, level: str, tmp_path: Path) -> None:
     """No warning, and the same lines, whatever compiles the sources."""

@@ -4,6 +4,11 @@
 #ifndef SIGMOID_CE_CPU_KERNEL_INL_H_
 #define SIGMOID_CE_CPU_KERNEL_INL_H_
 
+// Without optimisation all that is inlined would keep its variables, and the compiler need 6 GB for AVX-512.
+#if defined(__GNUC__) && !defined(__clang__) && !defined(__OPTIMIZE__)
+#pragma GCC optimize("O2")
+#endif
+
 #include <cstdint>
 
 #include "cpu/kernel.h"

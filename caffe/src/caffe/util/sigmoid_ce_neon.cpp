@@ -157,6 +157,12 @@ const KernelTable* neon_kernels();
 // Ops, so that no function compiled for one instruction set can stand in for
 // another's.
 
+// Without optimisation all that is inlined would keep its variables, and the
+// compiler need 6 GB for AVX-512.
+#if defined(__GNUC__) && !defined(__clang__) && !defined(__OPTIMIZE__)
+#pragma GCC optimize("O2")
+#endif
+
 // Two vectors handled as one, `kStride` elements apart in memory. Independent
 // operations side by side hide the latency of the polynomials, and keep the
 // formula free of it.

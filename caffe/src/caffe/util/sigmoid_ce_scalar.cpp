@@ -14,6 +14,12 @@
 // Ops, so that no function compiled for one instruction set can stand in for
 // another's.
 
+// Without optimisation all that is inlined would keep its variables, and the
+// compiler need 6 GB for AVX-512.
+#if defined(__GNUC__) && !defined(__clang__) && !defined(__OPTIMIZE__)
+#pragma GCC optimize("O2")
+#endif
+
 // What the dispatcher asks of an instruction set: a table of kernels, each for
 // a run of elements.
 
