@@ -491,6 +491,28 @@ def test_balance_is_the_published_weight(dtype: Any) -> None:
             assert same(got[name], wanted[name]), (name, options)
 
 
+@pytest.mark.parametrize("target_dtype", [bool, "u1", "i1", "i4", "i8", "f4", "f8"])
+@pytest.mark.parametrize(("channels", "length"), [(3, 1), (1024, 1), (1025, 1), (1500, 3), (7, 40)])
+def test_balance_of_short_groups(channels: int, length: int, target_dtype: Any) -> None:
+    """Many groups of few elements have counts of their own: per channel, per image and both."""
+    x, t = data((5, channels, length), np.float64 if target_dtype == "f8" else np.float32)
+    t = (t > 0.5).astype(target_dtype)
+    if target_dtype is not bool:
+        t[::2, ::3] = 9  # ignored; of neither class
+    cases: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
+        ((0, 2), {"balance": "batch", "balance_per_channel": True}),
+        ((2,), {"balance": "image", "balance_per_channel": True}),
+        ((1, 2), {"balance": "image"}),
+    )
+    for axis, options in cases:
+        p, m = ((t == value).sum(axis, keepdims=True) for value in (1, 0))
+        weights = np.where(t == 1, m, p) / np.maximum(p + m, 1)
+        got = results(x, t, ignore_label=9, **options)
+        wanted = results(x, t, ignore_label=9, weight=weights.astype(x.dtype))
+        for name in ("forward", "backward", "elementwise"):
+            assert same(got[name], wanted[name]), (name, options)
+
+
 def test_negative_scale_and_soft_targets() -> None:
     x, t = data((4, 200), np.float64)
     p, m = ((t == value).sum(1, keepdims=True) for value in (1, 0))
@@ -716,6 +738,11 @@ def test_hessian_into_an_array() -> None:
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
             sce.forward_backward(x, t, **arguments)
+    # Interleaved: their bounds overlap, and no element does.
+    both = np.empty((6, 50, 2), np.float32)
+    sce.forward_backward(x, t, out=both[..., 0], hessian=both[..., 1])
+    assert same(np.ascontiguousarray(both[..., 0]), gradient)
+    assert same(np.ascontiguousarray(both[..., 1]), hessian)
     torch = pytest.importorskip("torch")
     xs, ts = torch.from_numpy(x), torch.from_numpy(t)
     assert isinstance(sce.forward_backward(xs, ts, hessian=True)[2], torch.Tensor)
