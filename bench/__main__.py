@@ -166,6 +166,7 @@ def _run(groups: list[plan.Group], cpus: list[int], options: argparse.Namespace)
                 min(options.rounds, group.rounds or options.rounds),
                 all_forms=options.all_forms and group.all_forms,
                 call_seconds=options.call_seconds,
+                remote_elements=plan.PROFILES[options.profile].remote_elements,
                 measurement_seconds=plan.PROFILES[options.profile].measurement_seconds,
                 call_times=call_times,
                 progress=progress.show,

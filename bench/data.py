@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,19 +197,21 @@ def _part(
     elif option is Option.BALANCE:
         positive = int(np.count_nonzero(targets == 1))
         weight = np.where(targets == 1, count - positive, positive) / count  # targets are 0 or 1
-    sums = []
     per_element = None if function == "forward" else np.empty(count)
-    for start in range(0, count, _PIECE):
+
+    def compute(start: int) -> Any:
         piece = slice(start, start + _PIECE)
-        if weight is not None:
-            options["weight"] = weight[piece].astype(np.float64)
+        own = {} if weight is None else {"weight": weight[piece].astype(np.float64)}
         found = getattr(sigmoid_ce.reference, function)(
-            scores[piece].astype(np.float64), targets[piece].astype(np.float64), **options
+            scores[piece].astype(np.float64), targets[piece].astype(np.float64), **options, **own
         )
         if per_element is None:
-            sums.append(found)
-        else:
-            per_element[piece] = found
+            return found
+        per_element[piece] = found
+        return None
+
+    with ThreadPoolExecutor(sigmoid_ce.get_num_threads()) as pool:
+        sums = list(pool.map(compute, range(0, count, _PIECE)))
     if per_element is None:
         return math.fsum(sums) / divisor
     if function == "backward":

@@ -30,6 +30,7 @@ from .plan import (
     Work,
     cache_elements,
     of_variant,
+    size_name,
     targets_kind,
 )
 
@@ -133,6 +134,7 @@ def measure_group(
     *,
     all_forms: bool = True,
     call_seconds: float = math.inf,
+    remote_elements: float = math.inf,
     measurement_seconds: float = _MEASUREMENT_SECONDS,
     call_times: CallTimes | None = None,
     progress: Callable[[str], None] = lambda text: None,
@@ -140,7 +142,8 @@ def measure_group(
     """Every entry of the group by name, in the order of the report.
 
     A peer of which one call takes longer than `call_seconds` is listed as too slow. So is one that
-    would take far longer by the `call_times` of groups before; this group's are added to them.
+    would take far longer by the `call_times` of groups before; this group's are added to them. A
+    peer with a process of its own gets `remote_elements` at most.
     """
     call_times = call_times or CallTimes()
     try:
@@ -157,6 +160,13 @@ def measure_group(
         if expected > _SURELY * call_seconds:
             problem = f"too slow for this profile (a call would take {expected:.2g} s at least, "
             problem += f"by smaller arrays, allowed are {call_seconds:g})"
+            entries.append(Entry(name, group.case.elements, problem=problem))
+            continue
+        remote = isinstance(peer, Backend) and not peer.in_process
+        if remote and group.case.elements > remote_elements:
+            most = size_name(int(remote_elements))
+            problem = "not in this profile (it has a process of its own, which gets no more than "
+            problem += f"{most} elements)"
             entries.append(Entry(name, group.case.elements, problem=problem))
             continue
         progress(f"preparing {name}")

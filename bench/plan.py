@@ -206,6 +206,7 @@ class Profile:
     seconds: after which no group is begun (first calls, which compile, do not count). What is
         missing then is listed.
     all_forms: whether peers with several forms may try them.
+    remote_elements: of more, none go to peers that have a process of their own.
     measurement_seconds: a measurement repeats its call until it lasts about so long.
     """
 
@@ -214,6 +215,7 @@ class Profile:
     call_seconds: float
     seconds: float
     all_forms: bool = True
+    remote_elements: float = math.inf
     # 10^5 times what the clock resolves.
     measurement_seconds: float = 8e-3
     backends: tuple[str, ...] | None = None  # the peers; None: all
@@ -230,7 +232,14 @@ PROFILES = {
         all_forms=False,
         measurement_seconds=1e-3,
     ),
-    "default": Profile(rounds=6, max_elements=2**26, call_seconds=0.6, seconds=390),
+    "default": Profile(
+        rounds=6,
+        max_elements=2**26,
+        call_seconds=0.6,
+        seconds=390,
+        # At 2^26 the copies would take a third of a group's time.
+        remote_elements=2**24,
+    ),
     "family": Profile(
         rounds=9,
         max_elements=2**24,
@@ -260,8 +269,8 @@ def plan(profile: str = "default", threads: int = 2) -> list[Group]:
         *_options(full=profile == "full"),
     ]
     measured = {group.case for group in groups}
-    groups += [group for group in _sweep(profile) if group.case not in measured]
     groups += _shapes(full=profile == "full")
+    groups += [group for group in _sweep(profile) if group.case not in measured]
     return reduced(groups, PROFILES[profile].max_elements)
 
 

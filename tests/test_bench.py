@@ -6,6 +6,7 @@ Nothing here depends on how long anything takes.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -493,6 +494,24 @@ def test_what_smaller_arrays_show_too_slow_is_not_tried(
     if not (tried or other_option):
         assert (second.problem or "").startswith("too slow for this profile (a call would take ")
         assert not second.failed
+
+
+def test_large_arrays_are_not_copied_to_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = _SlowAtFirst(monkeypatch, first=0, later=1e-3)
+    group = Group(_CASE, (Row(OURS),), limits=False)
+    for remote, most, tried in (
+        (True, _CASE.elements, True),
+        (True, _CASE.elements - 1, False),
+        (False, _CASE.elements - 1, True),
+    ):
+        monkeypatch.setattr(peer, "in_process", not remote)
+        peer.runs.clear()
+        entry = measure_group(group, Ours(1), {"peer": peer}, _NO_LIMITS, 1, remote_elements=most)
+        assert bool(peer.runs) == tried
+        if not tried:
+            assert (entry["peer"].problem or "").startswith("not in this profile (it has ")
+            assert not entry["peer"].failed
+    assert plan.PROFILES["full"].remote_elements == math.inf
 
 
 def test_a_call_of_little_work_does_not_stand_for_much() -> None:

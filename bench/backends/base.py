@@ -90,6 +90,8 @@ class Backend(ABC):
 
     # Whether the first call compiles: its time is then kept out of the measurements and listed.
     compiles = False
+    # Whether its memory is that of this process, and not of one to which arrays are copied.
+    in_process = True
 
     def __init__(self, threads: int) -> None:
         self.threads = threads

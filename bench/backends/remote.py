@@ -51,7 +51,6 @@ class RemoteBackend(Backend):
 
     # Module of this package, and class in it: what the process loads.
     worker: tuple[str, str]
-    # Its memory is that of another process.
     in_process = False
 
     def __init__(self, threads: int) -> None:
