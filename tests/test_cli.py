@@ -749,7 +749,9 @@ def test_stopped_in_the_middle(large: Pair, name: str, old: bytes | None) -> Non
     if old is not None:
         large.gradient.write_bytes(old)
     number = getattr(signal, name)
-    with in_the_middle(large) as child:
+    # As where nobody ignores it, though these tests may run under nohup.
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+    with in_the_middle(large, code) as child:
         child.send_signal(number)
         out, err = child.communicate(timeout=PATIENCE)
     assert out == ""

@@ -33,7 +33,9 @@ class Skipped(Exception):
 
 def compiler_of(build: Path) -> str:
     """Name and major version, as CMake found them."""
-    (found,) = build.glob("CMakeFiles/*/CMakeCXXCompiler.cmake")
+    # One for each version of CMake that was used there.
+    all_found = build.glob("CMakeFiles/*/CMakeCXXCompiler.cmake")
+    found = max(all_found, key=lambda path: path.stat().st_mtime)
     text = found.read_text()
     name = re.search(r'CMAKE_CXX_COMPILER_ID "(\w+)"', text)
     version = re.search(r'CMAKE_CXX_COMPILER_VERSION "(\d+)', text)
