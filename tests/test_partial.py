@@ -10,6 +10,7 @@ import itertools
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -207,8 +208,8 @@ def script(folder: Path, code: str, *arguments: str, **environment: str) -> subp
     )
 
 
-def output(process: subprocess.Popen[str]) -> str:
-    """What it prints. Where it hangs, the failure says in which line of each thread."""
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit status and what it printed. Of one that hangs, the line in which each thread is too."""
     try:
         out, error = process.communicate(timeout=HANG_S)
     except subprocess.TimeoutExpired:
@@ -219,8 +220,7 @@ def output(process: subprocess.Popen[str]) -> str:
             process.kill()
             out, error = process.communicate()
         error = f"no end after {HANG_S} s\n{error}"
-    assert process.returncode == 0, out + error
-    return out.strip()
+    return process.returncode, (out if process.returncode == 0 else out + error).strip()
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -229,11 +229,11 @@ def test_processes(method: str, tmp_path: Path) -> None:
     if method == "fork" and not hasattr(os, "fork"):
         pytest.skip("no fork on this system")
     process = script(tmp_path, PROCESSES, method, SIGMOID_CE_NUM_THREADS="2")
-    assert output(process) == "good"
+    assert ended(process) == (0, "good")
 
 
 ALL_REDUCE = """
-import sys
+import datetime, sys
 import torch
 import torch.distributed as distributed
 import sigmoid_ce as sce
@@ -242,11 +242,15 @@ from tests import test_partial as tests
 rank = int(sys.argv[1])
 # Not by file://, whose file the first to finish may remove; the others then wait for it.
 store = distributed.FileStore(sys.argv[2])
-distributed.init_process_group("gloo", store=store, rank=rank, world_size=3)
+minute = datetime.timedelta(seconds=60)
+try:
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=3, timeout=minute)
+    groups = [(ranks, distributed.new_group(ranks)) for ranks in ([0, 1, 2], [0, 1])]
+except Exception as error:
+    sys.exit(f"not met: {error}")
 x, t, options = tests.make("options", "float32")
 whole = sce.partial(x, t, **options)
-for ranks in ([0, 1, 2], [0, 1]):
-    group = distributed.new_group(ranks)
+for ranks, group in groups:
     if rank not in ranks:
         continue
     cuts = [4096 * (13 * k // len(ranks)) for k in range(1, len(ranks))]
@@ -264,15 +268,24 @@ def test_all_reduce_of_torch(tmp_path: Path) -> None:
     """torch.distributed over gloo, 3 processes and 2 of them."""
     if importlib.util.find_spec("torch") is None:
         missing("torch")
-    meeting = str(tmp_path / "meeting")
-    processes = [
-        script(tmp_path, ALL_REDUCE, str(rank), meeting, OMP_NUM_THREADS="1") for rank in range(3)
-    ]
-    try:
-        assert [output(process) for process in processes] == ["good"] * 3
-    finally:
-        for process in processes:
-            process.kill()
+    environment = {"OMP_NUM_THREADS": "1"}
+    for _, name in socket.if_nameindex():
+        if name.startswith("lo"):
+            environment["GLOO_SOCKET_IFNAME"] = name  # and not that which the host's name leads to
+    # On a loaded machine, gloo's processes may miss each other, which says nothing of the sums.
+    for attempt in range(3):
+        meeting = str(tmp_path / f"meeting{attempt}")
+        processes = [
+            script(tmp_path, ALL_REDUCE, str(rank), meeting, **environment) for rank in range(3)
+        ]
+        try:
+            ends = [ended(process) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        if not any("not met: " in text for _, text in ends):
+            break
+    assert ends == [(0, "good")] * 3, "\n".join(text for _, text in ends)
 
 
 # ---------------------------------------------------------------- far out
