@@ -237,7 +237,7 @@ PROFILES = {
         max_elements=2**26,
         call_seconds=0.6,
         seconds=390,
-        # At 2^26 the copies would take a third of a group's time.
+        # At 2^26 the copies would take longer than what they are for.
         remote_elements=2**24,
     ),
     "family": Profile(

@@ -161,11 +161,12 @@ def exact(
     by_class = t * w1 + (1 - t) * w0
     scale = w * by_class * power
     lost = np.where((t * (1 - t) != 0) & (gamma != 0), tiny_eps / r, 0)
-    slope_terms = sig_x * sig_minus_x / r + lost  # of 1 - 2 t: 1 - t and t
+    h = sig_x * sig_minus_x / r  # of 1 - 2 t: 1 - t and t
+    slope_terms = h + lost
     power_terms = power * (1 + gamma * (1 - log(r) + lost))
     size = abs(w * by_class) * power_terms
     curve = (gamma - 1) * slope + sig_minus_x - sig_x
-    curve_terms = abs(gamma - 1) * (slope_terms - lost + float(info.eps) * lost) + 1
+    curve_terms = abs(gamma - 1) * (h + float(info.eps) * lost) + 1  # h as it may be found
     e_t = p * soft_minus_x - soft_x + gamma * (sig_minus_x - sig_x) * e / r
     e_t_terms = p * soft_minus_x + soft_x + gamma * e / r * (1 + lost)
     class_size = abs(w * factor) * power_terms
