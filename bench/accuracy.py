@@ -19,6 +19,7 @@ from functools import lru_cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,8 @@ class System:
 
     name: the backend's, where it is one (backends/__init__.py), of which it is the first form.
     module: has to be there; its version is reported.
-    slow_start: its first call compiles for long, so the quick profile leaves it out.
+    compiles: its first call does, for each dtype.
+    slow_start: that takes long, so the quick profile leaves it out.
     backend: where it is another form of a backend, or a formula from its package, that one's name.
     """
 
@@ -60,6 +62,7 @@ class System:
     module: str
     function: Function
     about: str = ""
+    compiles: bool = False
     slow_start: bool = False
     backend: str = ""
 
@@ -169,21 +172,40 @@ CAFFE = "Caffe's formula"
 SYSTEMS = [
     System(OURS, "sigmoid_ce", _ours),
     System("PyTorch", "torch", _pytorch),
-    System("torch.compile", "torch", _torch_compile, "gradient by hand", slow_start=True),
+    System(
+        "torch.compile",
+        "torch",
+        _torch_compile,
+        "gradient by hand",
+        compiles=True,
+        slow_start=True,
+    ),
     System(
         "torch.compile, func.grad",
         "torch",
         partial(_torch_compile, by_hand=False),
+        compiles=True,
         slow_start=True,
         backend="torch.compile",
     ),
-    System("JAX", "jax", _jax, "gradient by hand"),
-    System("JAX, softplus", "jax", partial(_jax, by_hand=False), "value_and_grad", backend="JAX"),
-    System("TensorFlow", "tensorflow", _tensorflow, "XLA"),
+    System("JAX", "jax", _jax, "gradient by hand", compiles=True),
     System(
-        "TensorFlow, no XLA", "tensorflow", partial(_tensorflow, xla=False), backend="TensorFlow"
+        "JAX, softplus",
+        "jax",
+        partial(_jax, by_hand=False),
+        "value_and_grad",
+        compiles=True,
+        backend="JAX",
     ),
-    System("Numba", "numba", _numba),
+    System("TensorFlow", "tensorflow", _tensorflow, "XLA", compiles=True),
+    System(
+        "TensorFlow, no XLA",
+        "tensorflow",
+        partial(_tensorflow, xla=False),
+        compiles=True,
+        backend="TensorFlow",
+    ),
+    System("Numba", "numba", _numba, compiles=True),
     # What LogisticRegression and gradient boosting minimise; log_loss, which is timed, has the mean
     # alone.
     System("HalfBinomialLoss", "sklearn", _half_binomial, backend="scikit-learn"),
@@ -390,6 +412,10 @@ def report(
                 found["problem"] = "no wider type here to compare with"
                 continue
             try:
+                if system.compiles:
+                    start = perf_counter()
+                    system.function(input_scores, np.zeros_like(input_scores))
+                    found["compiling_seconds"] = perf_counter() - start
                 found |= measure(system.function, input_scores, rights[dtype])
                 if dtype == "float32":
                     if isinstance(backend, Missing):
@@ -417,6 +443,7 @@ def entry(
         "gradient_ulp": None,
         "curve": None,
         "mean_error": None,
+        "compiling_seconds": 0.0,
         "problem": problem,
     }
 

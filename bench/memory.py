@@ -5,7 +5,7 @@ Each backend is measured in a process of its own, with the kernel's count of res
 which starts threads and loads code, and then one of the full size: where that compiles once more, a
 compiler's memory is not the loss's, and the others get the same. What their allocator keeps of it
 goes back to the system. The result of the measured call is kept, and the bytes of its gradient are
-taken off.
+taken off. Two processes are measured at a time, since nothing is timed here.
 
 The count is in pages, of which the kernel may give 2 MiB at a time, and what the interpreter does
 beside the call is in it: figures are good to RESOLUTION_BYTES.
@@ -18,6 +18,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ RESOLUTION_BYTES = 2**21
 
 _ELEMENTS = {"quick": 2**22, "default": 2**24, "full": 2**24}
 _WARM_UP_ELEMENTS = 2**10
+_PROCESSES = 2
 OURS = "ours"
 
 
@@ -48,22 +50,27 @@ def report(
 
     show = progress or (lambda text: None)
     elements = _ELEMENTS[profile]
-    entries: list[dict[str, Any]] = []
-    for name in [OURS, *(name for name in PEERS if backends is None or name in backends)]:
-        show(f"memory: {name}")
-        if profile == "quick" and name not in (OURS, *QUICK_PEERS):
-            entries += failed(name, elements, NOT_QUICK)
-            continue
-        if name.startswith("Caffe"):
-            # They are allocated as a net is made, so that a call seems to take nothing.
-            problem = "blobs stay between calls: see python -m bench.caffe_layers"
-            entries += failed(name, elements, problem)
-            continue
-        task = {"backend": name, "threads": threads, "elements": elements}
-        try:
-            entries += run_child("memory", task)
-        except ChildFailed as error:
-            entries += failed(name, elements, f"failed: {error}")
+    found: dict[str, Future[list[dict[str, Any]]] | str] = {}
+    with ThreadPoolExecutor(_PROCESSES) as pool:
+        for name in [OURS, *(name for name in PEERS if backends is None or name in backends)]:
+            if profile == "quick" and name not in (OURS, *QUICK_PEERS):
+                found[name] = NOT_QUICK
+            elif name.startswith("Caffe"):
+                # They are allocated as a net is made, so that a call seems to take nothing.
+                found[name] = "blobs stay between calls: see python -m bench.caffe_layers"
+            else:
+                task = {"backend": name, "threads": threads, "elements": elements}
+                found[name] = pool.submit(run_child, "memory", task)
+        entries: list[dict[str, Any]] = []
+        for name, result in found.items():
+            show(f"memory: {name}")
+            if isinstance(result, str):
+                entries += failed(name, elements, result)
+                continue
+            try:
+                entries += result.result()
+            except ChildFailed as error:
+                entries += failed(name, elements, f"failed: {error}")
     return entries
 
 

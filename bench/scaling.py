@@ -24,7 +24,7 @@ _WORKS = {
     "default": ("forward",),
     "full": ("forward", "forward + backward"),
 }
-# A backend of which one call takes longer is listed as too slow.
+# A backend of which one call takes longer, or would by the smaller size, is listed as too slow.
 _CALL_SECONDS = 0.2
 # Up to this number of threads the full profile takes each, beyond it powers of two.
 _EACH = 16
@@ -80,7 +80,7 @@ def worker(task: dict[str, Any]) -> list[dict[str, Any]]:
     from .backends import Missing, load
     from .backends.ours import Ours
     from .limits import Limits, LimitsUnavailable
-    from .measure import measure_group
+    from .measure import CallTimes, measure_group
     from .plan import OURS, Case, Gradient, Group, Row, Work
 
     threads = task["threads"]
@@ -99,9 +99,10 @@ def worker(task: dict[str, Any]) -> list[dict[str, Any]]:
     except LimitsUnavailable as error:
         limits = error
     entries = []
+    call_times = CallTimes()
     for work in map(Work, task["works"]):
         gradient = Gradient.NONE if work is Work.FORWARD else Gradient.REUSED
-        for elements in task["elements"]:
+        for elements in sorted(task["elements"]):
             case = Case(work, "float32", elements, gradient)
             group = Group(case, (Row(OURS),))
             found = measure_group(
@@ -112,6 +113,7 @@ def worker(task: dict[str, Any]) -> list[dict[str, Any]]:
                 task["rounds"],
                 all_forms=False,
                 call_seconds=_CALL_SECONDS,
+                call_times=call_times,
             )
             limit = _limit(found)
             entries += [
