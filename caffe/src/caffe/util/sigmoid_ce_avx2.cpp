@@ -1048,13 +1048,14 @@ struct Loop {
     return on(run, kZeros) ? O::zero_if(zero, d) : d;
   }
 
-  // The lines of a group, 1 KiB ahead: the polynomials fill the processor's
-  // window, so that it does not reach the next loads by itself. (The gradient
-  // alone does, and is better off without.)
+  // The lines of a group, 1 KiB ahead, or half of that where there are weights
+  // too: the polynomials fill the processor's window, so that it does not reach
+  // the next loads by itself. (The gradient alone does, and is better off
+  // without; so are the weights of a float64 pass that writes.)
   template <class A>
   static SIGMOID_CE_INLINE void prefetch(const A* a) {
     constexpr int kLine = 64;
-    constexpr int kAhead = 1024;
+    constexpr int kAhead = (kOptions & kElementWeight) != 0 ? 512 : 1024;
     const char* p = reinterpret_cast<const char*>(a) + kAhead;
     for (int i = 0; i < math::kGroup * static_cast<int>(sizeof(A));
          i += kLine) {
@@ -1141,6 +1142,10 @@ struct Loop {
           if (kOperation != kBackward) {
             prefetch(all.x + k);
             prefetch(all.t + k);
+            if ((kOperation == kForward || sizeof(T) == 4) &&
+                on(run, kElementWeight) && all.w) {
+              prefetch(all.w + k);
+            }
           }
           group(run, all, k, sum, &ignored);
         }
