@@ -62,15 +62,19 @@ def report(
                 task = {"backend": name, "threads": threads, "elements": elements}
                 found[name] = pool.submit(run_child, "memory", task)
         entries: list[dict[str, Any]] = []
-        for name, result in found.items():
-            show(f"memory: {name}")
-            if isinstance(result, str):
-                entries += failed(name, elements, result)
-                continue
-            try:
-                entries += result.result()
-            except ChildFailed as error:
-                entries += failed(name, elements, f"failed: {error}")
+        try:
+            for name, result in found.items():
+                show(f"memory: {name}")
+                if isinstance(result, str):
+                    entries += failed(name, elements, result)
+                    continue
+                try:
+                    entries += result.result()
+                except ChildFailed as error:
+                    entries += failed(name, elements, f"failed: {error}")
+        except BaseException:  # such as Ctrl-C: no other process is to start
+            pool.shutdown(cancel_futures=True)
+            raise
     return entries
 
 

@@ -11,6 +11,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,7 @@ def test_accuracy_report(monkeypatch: pytest.MonkeyPatch) -> None:
             accuracy.System("gone", "no_such_module", caffe.function),
             accuracy.System("broken", "numpy", lambda x, t: (x / x[:0], t)),
             accuracy.System("slow", "numpy", caffe.function, slow_start=True),
+            accuracy.System("compiled", "numpy", numpy_system.function, compiles=True),
             numpy_system,
             caffe,
         ],
@@ -172,8 +174,9 @@ def test_accuracy_report(monkeypatch: pytest.MonkeyPatch) -> None:
     assert by_name["gone", "float32"]["problem"] == "not installed"
     assert by_name["slow", "float32"]["problem"] == "not in the quick profile"
     assert by_name["broken", "float32"]["problem"].startswith("failed: ValueError")
-    for name in (accuracy.OURS, "NumPy", accuracy.CAFFE):
+    for name in ("compiled", accuracy.OURS, "NumPy", accuracy.CAFFE):
         entry = by_name[name, "float32"]
+        assert (entry["compiling_seconds"] > 0) == (name == "compiled")
         assert entry["problem"] is None
         assert set(entry["loss_ulp"]) == set(entry["gradient_ulp"]) == {"0", "1"}
         assert entry["mean_error"]["elements"] == 2**14
@@ -294,6 +297,24 @@ def test_memory_report() -> None:
         assert numpy["extra_bytes"] == numpy["bytes_per_element"] * numpy["elements"]
         assert by_key["Numba", work]["problem"] == NOT_QUICK
         assert by_key["Caffe plugin", work]["extra_bytes"] is None
+
+
+def test_no_process_starts_after_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+
+    def child(module: str, task: dict[str, Any]) -> Any:
+        begun.append(task["backend"])
+        time.sleep(0.2)
+        return []
+
+    def interrupt(text: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(memory, "run_child", child)
+    monkeypatch.setattr(memory, "_PROCESSES", 1)
+    with pytest.raises(KeyboardInterrupt):
+        memory.report("default", 1, interrupt)
+    assert begun == [memory.OURS]
 
 
 # ---- Comparison ----
